@@ -1,0 +1,1 @@
+"""Figures of libnsn itself, without Python: `python -m benchmarks.c`."""

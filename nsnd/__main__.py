@@ -1,0 +1,5 @@
+"""`python -m nsnd` is the command nsnd."""
+
+from nsnd.cli import main
+
+main()

@@ -1,0 +1,205 @@
+"""One application ID: its sessions, what they want, and what they hand to each other."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from nsnd.connections import Connection
+from nsnd.fabric import Fabric, FabricError
+from nsnd.logs import Log
+from nsnd.loop import Loop
+from nsnd.processes import Process, Processes
+from nsnd.protocol import Hello, ProtocolError
+from nsnd.sessions import Descriptors, Session
+
+RETRY_S = 1.0
+ABANDONED_AFTER_S = 2.0  # sessions without a connection are looked at after this long, then less and less often
+ABANDONED_EVERY_S = 60.0
+
+
+class Application:
+    """`changed` is called when a session came or went."""
+
+    def __init__(self, application_id: int, directory: Path, loop: Loop, processes: Processes, descriptors: Descriptors,
+                 log: Log, changed: Callable[[Application], None]) -> None:
+        try:
+            directory.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise FabricError(error.errno, f"{directory} cannot be made: {error.strerror}") from error
+        self.application_id = application_id
+        self.fabric = Fabric(directory)
+        self._loop = loop
+        self._processes = processes
+        self._descriptors = descriptors
+        self._log = log
+        self._changed = changed
+        self._by_slot: dict[int, Session] = {}
+        self._by_identity: dict[tuple[int, int], Session] = {}
+        self._closed = False
+        self._abandoned_after_s = 0.0  # 0: nobody is to be looked at
+
+    @property
+    def sessions(self) -> list[Session]:
+        """All that live, attached or not, by slot."""
+        return sorted(self._by_slot.values(), key=lambda session: session.slot)
+
+    def __len__(self) -> int:
+        return len(self._by_slot)
+
+    def close(self) -> None:
+        """Lets go of the files; the sessions go on without a node."""
+        self._closed = True
+        for session in self._by_slot.values():
+            session.drop_handovers()
+        self.fabric.close()
+
+    # --- coming -----------------------------------------------------------------------------------------------------
+
+    def take_over(self) -> None:
+        """Sessions that an earlier node left: those whose process lives are waited for, the others are gone."""
+        for slot in self.fabric.living():
+            process = self._processes.find(slot.pid, slot.start_time)
+            session = Session(self.application_id, slot.slot, slot.generation, slot.identity,
+                              process or Process(slot.pid, slot.start_time, -1), self._descriptors,
+                              acknowledged=slot.acknowledged, carried_over=True)
+            session.name = self.fabric.name(slot.slot)
+            self._enter(session)
+        for session in self.sessions:
+            if session.process.pidfd < 0:
+                self.end(session, "its process is gone")
+        if self._by_slot:
+            self.look_for_abandoned()
+
+    def look_for_abandoned(self) -> None:
+        """A session has no connection, and its process lives: it comes back, or it was closed where it could not say so."""
+        if not self._abandoned_after_s:
+            self._abandoned_after_s = ABANDONED_AFTER_S
+            self._loop.call_later(ABANDONED_AFTER_S, self._end_abandoned)
+
+    def _end_abandoned(self) -> None:
+        """Closed without a node, or its process has become another program: its doorbell has gone with it."""
+        if self._closed:
+            return
+        detached = [session for session in self.sessions if session.connection is None]
+        for session in detached:
+            if not self.fabric.bell_is_bound(session.slot):
+                self.end(session, "it was closed without a word")
+        if all(session.ended for session in detached):
+            self._abandoned_after_s = 0.0
+            return
+        self._abandoned_after_s = min(2 * self._abandoned_after_s, ABANDONED_EVERY_S)
+        self._loop.call_later(self._abandoned_after_s, self._end_abandoned)
+
+    def attach(self, connection: Connection, process: Process, hello: Hello) -> tuple[Session, bool]:
+        """The session of this HELLO, and whether it is the one it was before. FabricError when there is no place."""
+        session = self._by_identity.get(hello.identity)
+        if session is not None and session.process is not process:
+            raise ProtocolError(errno.EEXIST, f"this identity belongs to a session of pid {session.process.pid}: "
+                                              f"each session needs one of its own")
+        if session is not None:
+            if session.connection is not None:
+                self._replace_connection(session)
+            if (hello.slot, hello.generation) != (session.slot, session.generation):
+                self.end(session, "it started over")
+        reattached = session is not None and not session.ended
+        if session is None or session.ended:
+            session = self._claim(process, hello)
+        session.name = hello.name
+        session.attach(connection)
+        return session, reattached
+
+    def _replace_connection(self, session: Session) -> None:
+        old = session.connection
+        assert old is not None
+        old.drain()
+        old.hang_up()
+
+    def _claim(self, process: Process, hello: Hello) -> Session:
+        slot = self.fabric.claim(hello.identity, process.pid, process.start_time, os.getuid())
+        session = Session(self.application_id, slot.slot, slot.generation, hello.identity, process, self._descriptors)
+        self._enter(session)
+        return session
+
+    def _enter(self, session: Session) -> None:
+        self._by_slot[session.slot] = session
+        self._by_identity[session.identity] = session
+        session.process.sessions.add(session)
+        self._changed(self)
+
+    # --- going ------------------------------------------------------------------------------------------------------
+
+    def end(self, session: Session, why: str) -> None:
+        """Its interest goes first, then its place, then all that were linked with it hear of it."""
+        if session.ended:
+            return
+        session.ended = True
+        if session.connection is not None:
+            connection = session.connection
+            session.detach()
+            connection.hang_up()
+        del self._by_slot[session.slot]
+        del self._by_identity[session.identity]
+        session.process.sessions.discard(session)
+        if not session.process.sessions:
+            self._processes.forget(session.process)
+        self._remove(session)
+        self._tell_peers(session)
+        session.drop_handovers()
+        self._log.debug("session ended", application=self.application_id, slot=session.slot, generation=session.generation,
+                       pid=session.process.pid, name=session.name, because=why)
+        self._changed(self)
+
+    def _remove(self, session: Session) -> None:
+        if self._closed:
+            return
+        try:
+            self.fabric.session_gone(session.slot, session.generation)
+        except FabricError as error:
+            # The place stays taken until its interest is out: nobody else may get it with that.
+            self._log.error("interest of a session that ended cannot be removed, trying again", slot=session.slot,
+                            error=error.strerror)
+            self._loop.call_later(RETRY_S, lambda: self._remove(session))
+            return
+        self.fabric.bell(session.slot).unlink(missing_ok=True)
+        self.fabric.free(session.slot)
+
+    def _tell_peers(self, session: Session) -> None:
+        peers = session.peers
+        if session.carried_over:
+            peers = peers | {other for other in self._by_slot.values() if other.carried_over}
+        for peer in peers:
+            peer.peers.discard(session)
+            peer.consumers.discard(session)
+            if not peer.peer_gone(session.slot, session.generation):
+                self._log.warn("a session does not read, and is not told of a peer's end", slot=peer.slot, pid=peer.process.pid)
+        session.peers = set()
+        session.consumers = set()
+
+    # --- between sessions -------------------------------------------------------------------------------------------
+
+    def find(self, slot: int, generation: int) -> Session | None:
+        """The living session in this place."""
+        session = self._by_slot.get(slot)
+        return session if session is not None and session.generation == generation else None
+
+    def serve(self, session: Session, fd: int) -> bool:
+        """The short way for changes of interest that lie in a session's socket; True when there were any."""
+        settled = session.settled
+        session.settled = self.fabric.serve(session.slot, session.generation, settled, fd)
+        return session.settled != settled
+
+    def interest(self, session: Session, sequence: int, count: int, batch: memoryview) -> tuple[int, int]:
+        """Applies a batch and acknowledges it. (0, 0), or (negative errno, index of the change that failed)."""
+        if sequence <= session.settled:
+            return 0, 0
+        if sequence != session.settled + 1:
+            raise ProtocolError(errno.EPROTO, f"interest number {sequence} came after {session.settled}")
+        result, failed = self.fabric.apply(session.slot, session.generation, batch, count)
+        if result == -errno.EBADMSG:
+            raise ProtocolError(errno.EPROTO, f"interest number {sequence} is malformed")
+        session.settled = sequence
+        self.fabric.acknowledge(session.slot, sequence)
+        return result, failed

@@ -1,0 +1,388 @@
+"""nats-py's Client whose connection is a session of the shared-memory fabric, where there is a node at the URL: what a program
+calls, and what is on the path of every message."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any
+
+from nats import errors
+from nats.aio.client import DEFAULT_FLUSH_TIMEOUT, NO_RESPONDERS_STATUS, _validate_queue, _validate_subject
+from nats.aio.msg import Msg
+from nats.aio.subscription import DEFAULT_SUB_PENDING_BYTES_LIMIT, DEFAULT_SUB_PENDING_MSGS_LIMIT
+from nats.aio.subscription import Subscription as NatsSubscription
+
+from insane_nats.shim import headers as nats_headers
+from insane_nats.shim import native
+from insane_nats.shim.attach import Attaching
+from insane_nats.shim.errors import SessionError
+from insane_nats.shim.pump import PASS_DUE, SPACE_POLL_S
+from insane_nats.shim.subjects import check, first_plain, is_literal
+from insane_nats.shim.subscription import SPINS, Subscription, _expire, one_pass
+
+YIELD_S = 0.002  # publish() lets the event loop go round at least this often,
+YIELD_BYTES = 2 << 20  # and once in so many bytes
+SMALL = 256  # bytes: messages up to here reach YIELD_S before YIELD_BYTES
+CANCELLED_SETTLE_NS = 100_000_000  # for which a cancelled task holds its event loop up, at most, until its interest is known
+KNOWN_SUBJECTS = 4096  # subjects whose bytes are kept
+
+if native.lib is not None:
+    _publish = native.lib.nsn_publish
+    lib = native.lib
+
+
+class Client(Attaching):
+    """Asyncio client. Everything that nats-py's Client has, and connect(qos=…, write_deadline=…)."""
+
+    # --- publish ------------------------------------------------------------------------------------------------------
+
+    async def publish(self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None) -> None:
+        """Publishes a message. Waits while a subscriber has no room, up to the write deadline."""
+        if self._handle is None:
+            await self._publish_elsewhere(subject, payload, reply, headers)
+            return
+        raw = self._known.get(subject)
+        if raw is None:
+            raw = self._learn(subject)
+        raw_reply = b""
+        if reply:
+            raw_reply = self._known.get(reply) or self._learn(reply)
+        if self._status != 1:
+            self._check_publishing()
+        size = len(payload)
+        if size > self._max_payload:
+            raise errors.MaxPayloadError
+        if type(payload) is not bytes:
+            payload = b"" + payload
+        block = b""
+        if headers is not None:
+            block = nats_headers.encode(headers)
+            if size + len(block) > self._max_payload:
+                await self._process_err("'maximum payload violation'")  # as a server says, at which nats-py closes
+                return
+        pump = self._pump
+        assert pump is not None
+        if self._removed:
+            await self._settle_first()
+            if self._handle is None:
+                raise self._closed_error()
+        if pump.space_waiters:
+            reached = -errno.EAGAIN
+        else:
+            reached = _publish(self._handle, raw, len(raw), raw_reply, len(raw_reply), block, len(block), payload, size)
+        if reached < 0:
+            reached = await self._publish_slowly(reached, raw, raw_reply, block, payload)
+        stats = self.stats
+        stats["out_msgs"] += 1
+        stats["out_bytes"] += size
+        if reached == 0 and reply:
+            self._no_responders(subject, reply)
+        if self._pedantic and not is_literal(subject):
+            await self._process_err("'invalid publish subject'")
+        if pump.trim_timer is None:
+            pump.start_trim()
+        if size > SMALL:
+            self._burst += size
+        if monotonic() > self._yield_at or self._burst > YIELD_BYTES:
+            await one_pass()
+            self._burst = 0
+            self._yield_at = monotonic() + YIELD_S
+
+    async def _publish_elsewhere(self, subject: str, payload: bytes, reply: str, headers: dict[str, str] | None) -> None:
+        """On plain NATS, and on a connection that is closed or was never made."""
+        if self._forked:
+            raise self._closed_error()
+        await super().publish(subject, payload, reply, headers)
+
+    def _learn(self, subject: str) -> bytes:
+        """A subject's bytes, checked as nats-py does before a publish."""
+        if not self._skip_subject_validation:
+            check(subject)
+        raw = subject.encode("utf-8", "surrogateescape")
+        if not raw:
+            raise errors.BadSubjectError
+        if len(self._known) >= KNOWN_SUBJECTS:
+            self._known.clear()
+        self._known[subject] = raw
+        return raw
+
+    def _check_publishing(self) -> None:
+        if self.is_closed:
+            raise self._closed_error()
+        if self.is_draining_pubs:
+            raise errors.ConnectionDrainingError
+
+    async def _publish_slowly(self, number: int, raw: bytes, reply: bytes, block: bytes, payload: bytes) -> int:
+        """What libnsn did not take at once: waits until this connection's own interest is known, or for room."""
+        if number == -errno.EALREADY:
+            await self._settle_first()
+            number = self._publish_now(raw, reply, block, payload)
+        if number == -errno.EAGAIN:
+            number = await self._publish_in_turn(raw, reply, block, payload)
+        if number < 0:
+            raise self._publish_error(number)
+        return number
+
+    async def _settle_first(self) -> None:
+        """Before a publish. nats-py's does not wait there: a callback that has just unsubscribed itself, and so cancelled its
+        own task, still publishes."""
+        task = asyncio.current_task()
+        if task is not None and task.cancelling() and self._pump is not None:
+            self._removed = False
+            self._pump.send()
+            if lib.nsn_interest_settled(self._handle, CANCELLED_SETTLE_NS):
+                return
+        await self._settle()
+
+    async def _publish_in_turn(self, raw: bytes, reply: bytes, block: bytes, payload: bytes) -> int:
+        """Waits for room, first come first served, while the pump goes on. Past the write deadline the subscribers that have
+        none are given up as slow consumers, and the message goes to the others."""
+        pump = self._pump
+        assert pump is not None
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._write_deadline
+        first = True
+        waiter: asyncio.Future[None] = loop.create_future()
+        pump.space_waiters.append(waiter)
+        try:
+            while True:
+                if pump.space_waiters[0] is waiter and not first:
+                    number = self._publish_now(raw, reply, block, payload)
+                    if number == -errno.EAGAIN and loop.time() >= deadline:
+                        self._gave_up += lib.nsn_publish_give_up(self._handle)
+                        number = self._publish_now(raw, reply, block, payload)
+                    if number != -errno.EAGAIN:
+                        return number
+                first = False
+                if waiter.done():
+                    fresh = loop.create_future()
+                    pump.space_waiters[pump.space_waiters.index(waiter)] = fresh
+                    waiter = fresh
+                pump.again()
+                timer = loop.call_later(min(SPACE_POLL_S, max(0.0, deadline - loop.time())), _wake, waiter)
+                try:
+                    await waiter
+                except asyncio.CancelledError:
+                    if self.is_closed and not _being_cancelled():
+                        raise self._closed_error() from None
+                    raise
+                finally:
+                    timer.cancel()
+        finally:
+            if waiter in pump.space_waiters:
+                pump.space_waiters.remove(waiter)
+            pump.wake_publisher()
+
+    def _publish_now(self, raw: bytes, reply: bytes, block: bytes, payload: bytes) -> int:
+        if self._handle is None:
+            raise self._closed_error()
+        return int(_publish(self._handle, raw, len(raw), reply, len(reply), block, len(block), payload, len(payload)))
+
+    def _publish_error(self, number: int) -> Exception:
+        if number == -errno.EMSGSIZE:
+            return errors.MaxPayloadError()
+        if number == -errno.ENOBUFS:
+            return errors.OutboundBufferLimitError()
+        if number == -errno.EINVAL:
+            return errors.BadSubjectError()
+        return self._session_error(number)
+
+    def _no_responders(self, subject: str, reply: str) -> None:
+        """A request that nobody got is answered with status 503, on the first plain subscription that hears the reply."""
+        sub = first_plain(self._subs.values(), reply)
+        if sub is not None:
+            assert self._pump is not None
+            self._pump.deliver_status(sub, reply, nats_headers.no_responders(subject))
+
+    # --- subscribe ----------------------------------------------------------------------------------------------------
+
+    async def subscribe(
+        self,
+        subject: str,
+        queue: str = "",
+        cb: Callable[[Msg], Awaitable[None]] | None = None,
+        future: asyncio.Future[Msg] | None = None,
+        max_msgs: int = 0,
+        pending_msgs_limit: int = DEFAULT_SUB_PENDING_MSGS_LIMIT,
+        pending_bytes_limit: int = DEFAULT_SUB_PENDING_BYTES_LIMIT,
+    ) -> NatsSubscription:
+        """As nats-py's. When it returns, every publish on this host that begins later reaches the subscription."""
+        if self._pump is None:
+            if self._forked:
+                raise self._closed_error()
+            return await super().subscribe(subject, queue, cb, future, max_msgs, pending_msgs_limit, pending_bytes_limit)
+        if self._skip_subject_validation:
+            if not subject:
+                raise errors.BadSubjectError
+        else:
+            _validate_subject(subject, strict=True)
+            _validate_queue(queue)
+        if self.is_closed:
+            raise self._closed_error()
+        if self.is_draining:
+            raise errors.ConnectionDrainingError
+        self._sid += 1
+        sub = Subscription(self, self._sid, subject, queue, cb, future, max_msgs, pending_msgs_limit, pending_bytes_limit)
+        sub._start(self._error_cb)
+        self._subs[sub._id] = sub
+        try:
+            await self._send_subscribe(sub)
+        except SessionError:
+            self._subs.pop(sub._id, None)
+            sub._stop_processing()
+            raise
+        return sub
+
+    # --- request ------------------------------------------------------------------------------------------------------
+
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        timeout: float = 0.5,
+        old_style: bool = False,
+        headers: dict[str, Any] | None = None,
+    ) -> Msg:
+        """Publishes a request and returns the first answer. NoRespondersError when nobody is subscribed."""
+        if self._pump is None or old_style:
+            if self._forked:
+                raise self._closed_error()
+            return await super().request(subject, payload, timeout, old_style, headers)
+        if subject not in self._known:
+            self._learn(subject)
+        msg = await self._request_new_style(subject, payload, timeout=timeout, headers=headers)
+        if msg.headers and msg.headers.get(nats_headers.STATUS) == NO_RESPONDERS_STATUS:
+            raise errors.NoRespondersError
+        return msg
+
+    async def _request_new_style(
+        self, subject: str, payload: bytes, timeout: float = 1, headers: dict[str, Any] | None = None
+    ) -> Msg:
+        if self._pump is None:
+            return await super()._request_new_style(subject, payload, timeout, headers)
+        if self.is_draining_pubs:
+            raise errors.ConnectionDrainingError
+        if not self._resp_sub_prefix:
+            await self._init_request_sub()
+        loop = self._loop
+        assert loop is not None
+        token = f"{next(self._tokens):x}"
+        answer: asyncio.Future[Msg] = loop.create_future()
+        self._resp_map[token] = answer
+        try:
+            await self.publish(subject, payload, reply=self._prefix + token, headers=headers)
+            if not answer.done() and self._pump is not None and self._pump.spin.budget_ns:
+                await self._spin_for(answer, timeout)
+            if answer.done():
+                return answer.result()
+            timer = None if timeout is None else loop.call_later(timeout, _expire, answer)
+            pump = self._pump
+            try:
+                if pump is not None:
+                    pump.begin_wait()
+                return await answer
+            finally:
+                if timer is not None:
+                    timer.cancel()
+                if pump is not None:
+                    pump.end_wait()
+        finally:
+            self._resp_map.pop(token, None)
+
+    async def _spin_for(self, answer: asyncio.Future[Msg], timeout: float) -> None:
+        for _ in range(SPINS):
+            pump = self._pump
+            found = pump.look(timeout) if pump is not None else 0
+            if answer.done() or not found:
+                return
+            if found == PASS_DUE:
+                await one_pass()
+                if pump is not None:
+                    pump.passed()
+
+    async def _init_request_sub(self) -> None:
+        if self._pump is None:
+            await super()._init_request_sub()
+            return
+        self._resp_map = {}
+        prefix = self._inbox_prefix + b"." + self._nuid.next() + b"."
+        self._resp_sub_prefix = prefix
+        self._prefix = prefix.decode()
+        if self.is_closed:
+            raise self._closed_error()
+        if self.is_draining:
+            self._resp_sub_prefix = None
+            raise errors.ConnectionDrainingError
+        self._sid += 1
+        sub = Subscription(self, self._sid, self._prefix + "*", cb=self._request_sub_callback)
+        sub._sink = self._answer  # at once, without the task of a callback
+        self._subs[sub._id] = sub
+        await self._send_subscribe(sub)
+
+    def _answer(self, msg: Msg) -> None:
+        future = self._resp_map.get(msg.subject[len(self._prefix) :])
+        if future is not None and not future.done():
+            future.set_result(msg)
+
+    # --- flush and rtt ------------------------------------------------------------------------------------------------
+
+    async def flush(self, timeout: int = DEFAULT_FLUSH_TIMEOUT) -> None:
+        """When it returns, everything published before has been handed over to its subscribers, and everything that lay here
+        for this connection has been dispatched to its subscriptions. FlushTimeoutError after timeout seconds."""
+        if self._pump is None:
+            if self._forked:
+                raise self._closed_error()
+            await super().flush(timeout)
+            return
+        if timeout <= 0:
+            raise errors.BadTimeoutError
+        if self.is_closed:
+            raise self._closed_error()
+        if not await self._pump.barrier(timeout):
+            raise errors.FlushTimeoutError
+
+    async def drain(self) -> None:
+        """Drains all subscriptions, then publishers, then closes, as nats-py does."""
+        if self._forked:
+            raise self._closed_error()
+        await super().drain()
+
+    async def rtt(self, timeout: int = DEFAULT_FLUSH_TIMEOUT) -> float:
+        """Seconds that nsnd takes to answer a ping. nats.errors.TimeoutError after timeout seconds."""
+        if self._pump is None:
+            if self._forked:
+                raise self._closed_error()
+            return await super().rtt(timeout)
+        if timeout <= 0:
+            raise errors.BadTimeoutError
+        if self.is_closed:
+            raise self._closed_error()
+        token = next(self._ping_tokens)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[None] = loop.create_future()
+        self._rtt_waits[token] = answer
+        start = loop.time()
+        try:
+            if lib.nsn_ping(self._handle, token) < 0:
+                raise errors.ConnectionReconnectingError
+            self._pump.send()
+            async with asyncio.timeout(timeout):
+                await answer
+        except TimeoutError:
+            raise errors.TimeoutError from None
+        finally:
+            self._rtt_waits.pop(token, None)
+        return loop.time() - start
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,897 @@
+/* Publishing: who is to get a message (the plan), whether all of them have room, and then the writing.
+ *
+ * Nothing is written before every link of the plan has room, so a publish that has to wait can simply be made again.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "nsn_session_internal.h"
+
+#define FORKED "this connection was made before fork(): connect again in the child"
+#define ALIGN8(n) (((n) + 7u) & ~7u)
+
+static bool alive(const struct nsn_session *s, uint32_t slot, uint32_t generation)
+{
+    return nsn_load_acquire(&s->map.slots->slot[slot].alive) == generation;
+}
+
+/* Shows that this session is inside a publish. The fence pairs with those of barriers and trimming: whoever changed something
+ * before it looked at this word either sees it set, or the change is seen by the loads that follow here. */
+uint64_t nsn_publish_enter(struct nsn_session *s)
+{
+    uint64_t now = nsn_now_ns();
+    s->last_stamp = now > s->last_stamp ? now : s->last_stamp + 1;
+    nsn_store_relaxed(&s->page->publishing, s->last_stamp);
+    nsn_fence();
+    return s->last_stamp;
+}
+
+void nsn_publish_leave(struct nsn_session *s)
+{
+    nsn_store_release(&s->page->publishing, 0); /* pairs with the acquire loads of barriers and receivers */
+}
+
+/* --- outgoing links ------------------------------------------------------------------------------------------------- */
+
+static void hand_over(struct nsn_session *s, const struct nsn_peer_out *peer)
+{
+    struct nsn_link_packet packet = {
+        .packet = {NSN_PROTOCOL_MAGIC, NSN_LINK, NSN_PROTOCOL_VERSION},
+        .peer_slot = peer->slot,
+        .peer_generation = peer->generation,
+        .link_id = nsn_link_out_id(peer->link),
+    };
+    nsn_control_send(s, &packet, sizeof packet, peer->fd);
+}
+
+static void hand_over_segment(struct nsn_session *s, const struct nsn_peer_out *peer, uint32_t segment, uint64_t size, int fd)
+{
+    struct nsn_segment_packet packet = {
+        .packet = {NSN_PROTOCOL_MAGIC, NSN_SEGMENT, NSN_PROTOCOL_VERSION},
+        .peer_slot = peer->slot,
+        .peer_generation = peer->generation,
+        .segment = segment,
+        .size = size,
+    };
+    nsn_control_send(s, &packet, sizeof packet, fd);
+}
+
+/* Queued packets name descriptors that they do not own: none stays queued when its descriptor is closed. */
+static void forget_packets(struct nsn_session *s, int fd, uint32_t segment)
+{
+    for (struct nsn_outgoing **at = &s->outgoing; *at;) {
+        struct nsn_outgoing *packet = *at;
+        struct nsn_segment_packet shown = {0};
+        if (packet->length == sizeof shown)
+            memcpy(&shown, packet->bytes, sizeof shown);
+        if (packet->fd < 0 || (packet->fd != fd && (shown.packet.type != NSN_SEGMENT || shown.segment != segment))) {
+            at = &packet->next;
+            continue;
+        }
+        *at = packet->next;
+        if (s->outgoing_last == &packet->next)
+            s->outgoing_last = at;
+        free(packet);
+    }
+}
+
+static void close_after_sending(struct nsn_session *s, int fd)
+{
+    forget_packets(s, fd, 0); /* no segment has number 0 */
+    close(fd);
+}
+
+void nsn_out_drop(struct nsn_session *s, struct nsn_peer_out *peer)
+{
+    for (struct nsn_peer_out **at = &s->outs; *at; at = &(*at)->next)
+        if (*at == peer) {
+            *at = peer->next;
+            break;
+        }
+    if (s->out[peer->slot] == peer)
+        s->out[peer->slot] = NULL;
+    if (peer->fd >= 0) {
+        if (peer->slot != s->slot)
+            s->untaken--;
+        close_after_sending(s, peer->fd);
+    }
+    nsn_link_out_destroy(peer->link, s->pool);
+    nsn_pass_on_forget(peer);
+    free(peer);
+    if (s->page)
+        NSN_GAUGE(s, links_out, s->counters.links_out - 1);
+}
+
+static int out_make(struct nsn_session *s, uint32_t slot, uint32_t generation, struct nsn_peer_out **made)
+{
+    struct nsn_peer_out *peer = calloc(1, sizeof *peer);
+    if (!peer)
+        return nsn_fail(s, -ENOMEM, "no memory for a link");
+    *peer = (struct nsn_peer_out){.slot = slot, .generation = generation, .fd = -1};
+    int result = nsn_link_out_create(&peer->link, ++s->link_ids, s->options.link_limit, &peer->fd, s->error, sizeof s->error);
+    if (result < 0) {
+        free(peer);
+        return result;
+    }
+    peer->next = s->outs;
+    s->outs = peer;
+    s->out[slot] = peer;
+    NSN_GAUGE(s, links_out, s->counters.links_out + 1);
+    if (slot == s->slot) {
+        result = nsn_in_link(s, slot, generation, nsn_link_out_id(peer->link), peer->fd);
+        close(peer->fd);
+        peer->fd = -1;
+        if (result < 0) {
+            nsn_out_drop(s, peer);
+            return result;
+        }
+    } else {
+        s->untaken++;
+        if (s->state == NSN_READY)
+            hand_over(s, peer);
+    }
+    *made = peer;
+    return 0;
+}
+
+/* The link to a session, made on first use. 1 and *found; 0 when that session lives no more. */
+static int out_find(struct nsn_session *s, uint32_t slot, uint32_t generation, struct nsn_peer_out **found)
+{
+    if (slot >= NSN_SLOTS_MAX)
+        return 0;
+    struct nsn_peer_out *peer = s->out[slot];
+    if (peer && peer->generation == generation) {
+        *found = peer;
+        return 1;
+    }
+    if (!alive(s, slot, generation))
+        return 0;
+    if (peer) { /* of an earlier session in that slot */
+        nsn_pass_on_take_back(s, peer);
+        nsn_out_drop(s, peer);
+    }
+    int result = out_make(s, slot, generation, found);
+    return result < 0 ? result : 1;
+}
+
+void nsn_out_check_taken(struct nsn_session *s)
+{
+    if (!s->untaken)
+        return;
+    for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
+        if (peer->fd >= 0 && nsn_link_out_taken(peer->link)) {
+            close_after_sending(s, peer->fd);
+            peer->fd = -1;
+            s->untaken--;
+        }
+}
+
+bool nsn_out_all_taken(struct nsn_session *s)
+{
+    nsn_out_check_taken(s);
+    if (!s->untaken)
+        return true;
+    for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
+        if (peer->fd >= 0 && alive(s, peer->slot, peer->generation))
+            return false;
+    return true;
+}
+
+/* After a reattachment: what the last nsnd may have lost on its way. Consumers know a second hand-over by its number. */
+void nsn_out_resend(struct nsn_session *s)
+{
+    nsn_out_check_taken(s);
+    if (nsn_log_reader_behind(&s->log))
+        nsn_log_reader_replay(&s->log, s->routes, s->error, sizeof s->error);
+    for (struct nsn_peer_out *peer = s->outs, *next; peer; peer = next) {
+        next = peer->next;
+        if (!alive(s, peer->slot, peer->generation)) {
+            nsn_pass_on_take_back(s, peer);
+            nsn_out_drop(s, peer);
+        } else if (peer->fd >= 0) {
+            hand_over(s, peer);
+        }
+    }
+    for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
+        for (uint32_t place = 0; place < NSN_POOL_SEGMENTS && peer->slot != s->slot; place++) {
+            uint32_t index;
+            uint64_t size;
+            int fd;
+            if (peer->segments[place / 8] & (1u << (place % 8)) &&
+                nsn_pool_segment(s->pool, s->segment_at[place], &index, &fd, &size) == 0)
+                hand_over_segment(s, peer, s->segment_at[place], size, fd);
+        }
+}
+
+static int show_segment(struct nsn_session *s, struct nsn_peer_out *peer, uint32_t segment)
+{
+    uint32_t index;
+    uint64_t size;
+    int fd;
+    int result = nsn_pool_segment(s->pool, segment, &index, &fd, &size);
+    if (result < 0)
+        return result;
+    uint8_t bit = (uint8_t)(1u << (index % 8));
+    if (peer->segments[index / 8] & bit)
+        return 0;
+    if (peer->slot == s->slot)
+        result = nsn_in_segment(s, s->slot, s->generation, segment, size, fd);
+    else if (s->state == NSN_READY)
+        hand_over_segment(s, peer, segment, size, fd);
+    s->segment_at[index] = segment;
+    if (result >= 0)
+        peer->segments[index / 8] |= bit;
+    return result < 0 ? result : 0;
+}
+
+static void ring(struct nsn_session *s, struct nsn_peer_out *peer)
+{
+    NSN_COUNT(s, bells, 1);
+    peer->unrung = nsn_bell_ring(&s->ringer, s->directory, peer->slot) == -EAGAIN;
+    s->unrung |= peer->unrung;
+}
+
+void nsn_out_ring_again(struct nsn_session *s)
+{
+    s->unrung = false;
+    for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
+        if (peer->unrung)
+            ring(s, peer);
+}
+
+static void out_broken(struct nsn_session *s, struct nsn_peer_out *peer)
+{
+    struct nsn_event event = {.kind = NSN_EVENT_LINK_BROKEN, .slot = peer->slot, .error = -EPROTO};
+    snprintf(event.text, sizeof event.text, "the consumer in slot %u wrote impossible positions into its link", peer->slot);
+    nsn_post_event(s, &event);
+    NSN_COUNT(s, link_errors, 1);
+    nsn_out_drop(s, peer);
+}
+
+/* The consumer's board says that there is something new in the link. Under way: the message is on its way to several, this
+ * consumer among them, and may already have had an effect elsewhere. */
+static void announce(struct nsn_session *s, const struct nsn_peer_out *peer, bool under_way)
+{
+    /* the generation, so that it differs from what an earlier session in this slot left behind */
+    uint32_t word = (nsn_link_out_tail32(peer->link) + s->generation * 2654435761u) << 1 | under_way;
+    nsn_store_release32(&s->map.places[peer->slot].board[s->slot], word); /* pairs with the acquire in look() */
+}
+
+/* --- memory --------------------------------------------------------------------------------------------------------- */
+
+/* At the budget the fullest link counts as full until less is in use. Looked at every so often: it walks all links. */
+static void check_budget(struct nsn_session *s)
+{
+    if (s->budget_countdown--)
+        return;
+    uint64_t touched = 0, most = 0;
+    uint32_t fullest = UINT32_MAX;
+    for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next) {
+        touched += nsn_link_out_touched(peer->link);
+        uint64_t held = nsn_link_out_behind(peer->link) + nsn_link_out_pinned(peer->link);
+        if (held > most && !nsn_link_out_stalled(peer->link)) { /* of one that was given up nothing comes back by waiting */
+            most = held;
+            fullest = peer->slot;
+        }
+    }
+    s->links_touched = touched;
+    uint64_t pool = nsn_pool_bytes(s->pool);
+    NSN_GAUGE(s, link_bytes, touched);
+    NSN_GAUGE(s, pool_bytes, pool);
+    bool over = touched + pool > s->options.budget && touched > 0 && most > 0;
+    s->over_budget_slot = over ? fullest : UINT32_MAX;
+    s->budget_countdown = over ? 16 : 256;
+}
+
+static int take_block(struct nsn_session *s, uint64_t size, struct nsn_block **block)
+{
+    uint64_t allowance = s->options.budget > s->links_touched ? s->options.budget - s->links_touched : 0;
+    for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
+        nsn_link_out_reap(peer->link, s->pool, false);
+    int result = nsn_pool_take(s->pool, size, allowance, block);
+    if (result != -ENOBUFS && result != -ENFILE)
+        return result < 0 ? nsn_fail(s, result, "no memory for %llu bytes of payload: %s", (unsigned long long)size,
+                                     strerror(-result)) : 0;
+    struct nsn_segment_gone gone[16];
+    for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
+        nsn_link_out_reap(peer->link, s->pool, true);
+    size_t count = nsn_pool_trim(s->pool, UINT64_MAX, gone, 16);
+    for (size_t i = 0; i < count; i++)
+        nsn_out_segment_gone(s, &gone[i]);
+    result = nsn_pool_take(s->pool, size, allowance, block);
+    if (result == -ENOBUFS || result == -ENFILE) {
+        struct nsn_peer_out *fullest = NULL;
+        for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
+            if (nsn_link_out_pinned(peer->link) && !nsn_link_out_stalled(peer->link) &&
+                (!fullest || nsn_link_out_pinned(peer->link) > nsn_link_out_pinned(fullest->link)))
+                fullest = peer;
+        if (!fullest)
+            return nsn_fail(s, -ENOBUFS, "the session's memory budget of %llu bytes is used up: release buffers and messages, "
+                            "or raise the budget", (unsigned long long)s->options.budget);
+        nsn_link_out_want_memory(fullest->link);
+        fullest->want = true;
+        s->waiting = s->waiting_pool = true;
+        return -EAGAIN;
+    }
+    return result < 0 ? nsn_fail(s, result, "no memory for %llu bytes of payload: %s", (unsigned long long)size,
+                                 strerror(-result)) : 0;
+}
+
+static int copy_to_block(struct nsn_session *s, struct nsn_parts *parts)
+{
+    int result = take_block(s, parts->header_length + parts->payload_length, &parts->block);
+    if (result < 0)
+        return result;
+    nsn_copy_to_shared(parts->block->data, parts->headers, parts->header_length);
+    nsn_copy_to_shared(parts->block->data + parts->header_length, parts->payload, parts->payload_length);
+    return 0;
+}
+
+/* Tells whoever mapped a segment that it is gone. A full link is not told: it keeps the mapping until it ends. */
+void nsn_out_segment_gone(struct nsn_session *s, const struct nsn_segment_gone *gone)
+{
+    uint8_t bit = (uint8_t)(1u << (gone->index % 8));
+    uint32_t length = sizeof(struct nsn_record) + sizeof(struct nsn_pool_ref);
+    forget_packets(s, -1, gone->segment);
+    uint64_t stamp = nsn_publish_enter(s); /* consumers must not give memory back meanwhile */
+    for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next) {
+        if (!(peer->segments[gone->index / 8] & bit))
+            continue;
+        peer->segments[gone->index / 8] &= (uint8_t)~bit;
+        if (nsn_link_out_stalled(peer->link) || nsn_link_out_room(peer->link, length, 0) != 1)
+            continue;
+        struct nsn_record record = {.length = length, .kind = NSN_RECORD_SEGMENT_GONE, .flags = NSN_RECORD_POOL,
+                                    .stamp = stamp};
+        struct nsn_pool_ref ref = {.segment = gone->segment};
+        uint8_t *at = nsn_link_out_reserve(peer->link, length);
+        nsn_copy_to_shared(at, &record, sizeof record);
+        nsn_copy_to_shared(at + sizeof record, &ref, sizeof ref);
+        nsn_link_out_commit(peer->link);
+        announce(s, peer, false);
+        nsn_fence(); /* pairs with nsn_sleep_begin's */
+        if (nsn_wake_due(&s->map.places[peer->slot].page, &peer->rung))
+            ring(s, peer);
+    }
+    nsn_publish_leave(s);
+}
+
+size_t nsn_out_trim(struct nsn_session *s)
+{
+    for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
+        nsn_link_out_reap(peer->link, s->pool, true);
+    struct nsn_segment_gone gone[16];
+    size_t count = nsn_pool_trim(s->pool, nsn_now_ns(), gone, 16);
+    for (size_t i = 0; i < count; i++)
+        nsn_out_segment_gone(s, &gone[i]);
+    s->budget_countdown = 0;
+    check_budget(s);
+    return nsn_pool_segments(s->pool);
+}
+
+/* --- the plan --------------------------------------------------------------------------------------------------------- */
+
+static int plan_room(struct nsn_session *s, uint32_t more)
+{
+    if (s->plan_count + more <= s->plan_room)
+        return 0;
+    uint32_t room = (s->plan_count + more) * 2 + 64;
+    struct nsn_target *plan = realloc(s->plan, room * sizeof *plan);
+    struct nsn_group *groups = realloc(s->groups, room * sizeof *groups);
+    if (plan)
+        s->plan = plan;
+    if (groups)
+        s->groups = groups;
+    if (!plan || !groups)
+        return nsn_fail(s, -ENOMEM, "no memory for the list of receivers");
+    s->plan_room = room;
+    return 0;
+}
+
+static uint64_t next_random(struct nsn_session *s)
+{
+    s->random ^= s->random << 13;
+    s->random ^= s->random >> 7;
+    s->random ^= s->random << 17;
+    return s->random * 0x2545f4914f6cdd1dull;
+}
+
+/* Most bytes that a record to one session can take in its link. */
+static uint32_t record_bound(const struct nsn_parts *parts, uint32_t sids)
+{
+    uint64_t inside = parts->header_length + parts->payload_length;
+    bool large = parts->block || inside > NSN_INLINE_MAX;
+    return ALIGN8((uint32_t)(sizeof(struct nsn_record) + ALIGN8(4 * sids) + parts->subject_length + parts->reply_length +
+                             (large ? sizeof(struct nsn_pool_ref) : inside)));
+}
+
+static uint64_t pool_bytes(const struct nsn_parts *parts)
+{
+    uint64_t inside = parts->header_length + parts->payload_length;
+    return parts->block || inside > NSN_INLINE_MAX ? inside : 0;
+}
+
+enum fitness { DEAD, STALLED, FULL, FIT };
+
+static int fitness_of(struct nsn_session *s, const struct nsn_target *member, const struct nsn_parts *parts)
+{
+    if (member->slot >= NSN_SLOTS_MAX || !alive(s, member->slot, member->generation))
+        return DEAD;
+    struct nsn_peer_out *peer = s->out[member->slot];
+    if (!peer || peer->generation != member->generation)
+        return FIT;
+    if (nsn_link_out_stalled(peer->link))
+        return STALLED;
+    return nsn_link_out_room(peer->link, record_bound(parts, NSN_RECORD_SIDS), pool_bytes(parts)) == 1 &&
+           member->slot != s->over_budget_slot ? FIT : FULL;
+}
+
+/* One member at random; one that has room before one that has not, a slow one last. 1, or 0 when there is none. */
+static int choose_member(struct nsn_session *s, const struct nsn_route_queue *queue, const struct nsn_parts *parts,
+                         uint32_t excluded_sid, struct nsn_target *chosen)
+{
+    int best = DEAD;
+    uint32_t start = queue->count > 1 ? (uint32_t)((next_random(s) >> 32) * queue->count >> 32) : 0;
+    for (uint32_t i = 0; i < queue->count && best != FIT; i++) {
+        const struct nsn_target *member = &queue->members[(start + i) % queue->count];
+        if (member->slot == s->slot && (s->options.no_echo || member->sid == excluded_sid))
+            continue;
+        int fitness = fitness_of(s, member, parts);
+        if (fitness > best) {
+            best = fitness;
+            *chosen = *member;
+        }
+    }
+    return best != DEAD;
+}
+
+static void plan_insert(struct nsn_session *s, const struct nsn_target *target)
+{
+    uint32_t at = s->plan_count++;
+    while (at && s->plan[at - 1].slot > target->slot) {
+        s->plan[at] = s->plan[at - 1];
+        at--;
+    }
+    s->plan[at] = *target;
+}
+
+static int plan_all(struct nsn_session *s, const struct nsn_route *route, const struct nsn_parts *parts)
+{
+    s->plan_count = 0;
+    int result = plan_room(s, route->plain_count + route->queue_count);
+    if (result < 0)
+        return result;
+    for (uint32_t i = 0; i < route->plain_count; i++)
+        if (!s->options.no_echo || route->plain[i].slot != s->slot)
+            s->plan[s->plan_count++] = route->plain[i];
+    for (uint32_t i = 0; i < route->queue_count; i++) {
+        struct nsn_target chosen;
+        if (choose_member(s, &route->queues[i], parts, UINT32_MAX, &chosen))
+            plan_insert(s, &chosen);
+    }
+    return 0;
+}
+
+static int plan_queue(struct nsn_session *s, const struct nsn_route *route, const struct nsn_parts *parts, const char *queue,
+                      size_t queue_length, uint32_t excluded_sid)
+{
+    s->plan_count = 0;
+    int result = plan_room(s, 1);
+    for (uint32_t i = 0; result == 0 && i < route->queue_count; i++) {
+        const struct nsn_route_queue *group = &route->queues[i];
+        struct nsn_target chosen;
+        if (group->name_length == queue_length && memcmp(group->name, queue, queue_length) == 0 &&
+            choose_member(s, group, parts, excluded_sid, &chosen))
+            s->plan[s->plan_count++] = chosen;
+    }
+    return result;
+}
+
+/* Splits the plan by session, finds or makes the links, and asks each for room. 0, or -EAGAIN with every full link asked
+ * to ring. */
+static int admit(struct nsn_session *s, const struct nsn_parts *parts)
+{
+    int verdict = 0;
+    s->group_count = 0;
+    for (uint32_t first = 0, count; first < s->plan_count; first += count) {
+        const struct nsn_target *target = &s->plan[first];
+        for (count = 1; first + count < s->plan_count && s->plan[first + count].slot == target->slot &&
+                        s->plan[first + count].generation == target->generation;)
+            count++;
+        struct nsn_peer_out *peer = NULL;
+        int found = out_find(s, target->slot, target->generation, &peer);
+        if (found < 0)
+            return found;
+        if (!found)
+            continue;
+        uint32_t records = (count + NSN_RECORD_SIDS - 1) / NSN_RECORD_SIDS;
+        uint32_t length = records * record_bound(parts, count < NSN_RECORD_SIDS ? count : NSN_RECORD_SIDS);
+        bool stalled = nsn_link_out_stalled(peer->link);
+        struct nsn_group group = {.peer = peer, .first = first, .count = count, .drop = stalled, .stalled = stalled};
+        int room = group.drop ? 1 : nsn_link_out_room(peer->link, length, records * pool_bytes(parts));
+        if (room == 0 && nsn_link_out_reap(peer->link, s->pool, true)) /* for want of references */
+            room = nsn_link_out_room(peer->link, length, records * pool_bytes(parts));
+        if (room == 1 && !stalled && peer->slot == s->over_budget_slot && nsn_link_out_behind(peer->link) > 0)
+            room = 0;
+        if (room == 1 && peer->fd >= 0 && s->state != NSN_READY && nsn_link_out_behind(peer->link) > s->options.pending_size)
+            return nsn_fail(s, -ENOBUFS, "nsnd is gone, and %llu bytes wait for a session that is not linked yet",
+                            (unsigned long long)s->options.pending_size);
+        if (room < 0) {
+            out_broken(s, peer);
+            continue;
+        }
+        if (room == 0 && (s->options.unreliable || parts->unreliable)) {
+            group.drop = true;
+        } else if (room == 0) {
+            peer->want = true;
+            s->waiting = true;
+            s->wait_length = length;
+            s->wait_bytes = records * pool_bytes(parts);
+            int there = peer->slot == s->over_budget_slot ? nsn_link_out_want_memory(peer->link)
+                                                          : nsn_link_out_want(peer->link, length, s->wait_bytes);
+            if (there == 1) { /* room, or references that have been released and are still to be taken back */
+                nsn_link_out_reap(peer->link, s->pool, true);
+                there = nsn_link_out_room(peer->link, length, s->wait_bytes);
+            }
+            if (there != 1 || peer->slot == s->over_budget_slot)
+                verdict = -EAGAIN;
+        }
+        s->groups[s->group_count++] = group;
+    }
+    return verdict;
+}
+
+/* --- writing ---------------------------------------------------------------------------------------------------------- */
+
+static void write_record(struct nsn_peer_out *peer, const struct nsn_parts *parts, const struct nsn_target *targets,
+                         uint32_t count)
+{
+    uint32_t length = record_bound(parts, count);
+    struct nsn_record record = {
+        .length = length,
+        .kind = NSN_RECORD_MESSAGE,
+        .flags = (uint8_t)(parts->flags | (parts->block ? NSN_RECORD_POOL : 0)),
+        .sid_count = (uint16_t)count,
+        .subject_length = parts->subject_length,
+        .reply_length = parts->reply_length,
+        .header_length = parts->header_length,
+        .payload_length = parts->payload_length,
+        .stamp = parts->stamp,
+    };
+    uint32_t sids[NSN_RECORD_SIDS];
+    for (uint32_t i = 0; i < count; i++)
+        sids[i] = targets[i].sid;
+    uint8_t *at = nsn_link_out_reserve(peer->link, length);
+    nsn_copy_to_shared(at, &record, sizeof record);
+    at += sizeof record;
+    nsn_copy_to_shared(at, sids, 4 * count);
+    at += ALIGN8(4 * count);
+    if (parts->block) {
+        struct nsn_pool_ref ref = {.segment = parts->block->segment, .offset = parts->block->offset};
+        nsn_link_out_refer(peer->link, parts->block, parts->header_length + parts->payload_length, &ref);
+        nsn_copy_to_shared(at, &ref, sizeof ref);
+        at += sizeof ref;
+    }
+    nsn_copy_to_shared(at, parts->subject, parts->subject_length);
+    at += parts->subject_length;
+    nsn_copy_to_shared(at, parts->reply, parts->reply_length);
+    at += parts->reply_length;
+    if (!parts->block) {
+        nsn_copy_to_shared(at, parts->headers, parts->header_length);
+        nsn_copy_to_shared(at + parts->header_length, parts->payload, parts->payload_length);
+    }
+    nsn_link_out_commit(peer->link);
+}
+
+/* The consumer may have answered since it was found stalled, and counted without this. Then it is to look again: that is all
+ * that an announcement of something under way says. */
+static void drop_for_stalled(struct nsn_session *s, struct nsn_group *group)
+{
+    nsn_link_out_drop(group->peer->link, group->count);
+    nsn_fence(); /* pairs with the one in nsn_link_in_acknowledge_stall: it has seen this drop, or we see its answer */
+    group->late = !nsn_link_out_stalled(group->peer->link);
+    if (group->late)
+        announce(s, group->peer, true);
+}
+
+/* Returns for how many subscriptions. */
+static int write_plan(struct nsn_session *s, const struct nsn_parts *parts)
+{
+    int reached = 0;
+    uint64_t records = 0, dropped = 0;
+    for (uint32_t g = 1; g < s->group_count; g++) /* ordered before the first record by its release store */
+        if (!s->groups[g].drop)
+            announce(s, s->groups[g].peer, true);
+    for (uint32_t g = 0; g < s->group_count; g++) {
+        struct nsn_group *group = &s->groups[g];
+        struct nsn_peer_out *peer = group->peer;
+        reached += (int)group->count;
+        if (!group->drop && parts->block && show_segment(s, peer, parts->block->segment) < 0) {
+            group->drop = true;
+            announce(s, peer, false);
+        }
+        if (group->drop) {
+            dropped += group->count;
+            if (group->stalled)
+                drop_for_stalled(s, group);
+            continue;
+        }
+        for (uint32_t i = 0; i < group->count; i += NSN_RECORD_SIDS) {
+            uint32_t left = group->count - i;
+            write_record(peer, parts, &s->plan[group->first + i], left < NSN_RECORD_SIDS ? left : NSN_RECORD_SIDS);
+            records++;
+        }
+        announce(s, peer, false);
+        if (peer->want) {
+            peer->want = false;
+            nsn_link_out_unwant(peer->link);
+        }
+        if (parts->block)
+            nsn_link_out_reap(peer->link, s->pool, false);
+    }
+    NSN_COUNT(s, deliveries_out, records);
+    if (dropped)
+        NSN_COUNT(s, dropped, dropped);
+    return reached;
+}
+
+static void wake_plan(struct nsn_session *s)
+{
+    nsn_fence(); /* pairs with nsn_sleep_begin's: the sleeper sees the board, or we see its number */
+    for (uint32_t g = 0; g < s->group_count; g++) {
+        struct nsn_peer_out *peer = s->groups[g].peer;
+        if ((!s->groups[g].drop || s->groups[g].late) && nsn_wake_due(&s->map.places[peer->slot].page, &peer->rung))
+            ring(s, peer);
+    }
+}
+
+/* queue NULL: to everybody who is interested. Else to one member of that queue group. */
+static int deliver(struct nsn_session *s, struct nsn_parts *parts, const char *queue, size_t queue_length, uint32_t excluded_sid)
+{
+    check_budget(s);
+    for (;;) {
+        parts->stamp = nsn_publish_enter(s);
+        int result = 0;
+        if (nsn_log_reader_behind(&s->log))
+            result = nsn_log_reader_replay(&s->log, s->routes, s->error, sizeof s->error);
+        if (result >= 0) {
+            const struct nsn_route *route = nsn_routes_lookup(s->routes, parts->subject, parts->subject_length);
+            if (!route)
+                result = nsn_fail(s, -ENOMEM, "no memory for a subject's receivers");
+            else if (queue)
+                result = plan_queue(s, route, parts, queue, queue_length, excluded_sid);
+            else
+                result = plan_all(s, route, parts);
+        }
+        if (result >= 0)
+            result = admit(s, parts);
+        bool large = !parts->block && parts->header_length + parts->payload_length > NSN_INLINE_MAX;
+        if (result < 0 || !s->group_count || !large) {
+            if (result >= 0)
+                result = s->group_count ? write_plan(s, parts) : 0;
+            else
+                s->group_count = 0;
+            nsn_publish_leave(s);
+            if (s->group_count)
+                wake_plan(s);
+            return result;
+        }
+        /* A large payload is written while outside: it takes long, and others wait for a publisher that is inside. */
+        nsn_publish_leave(s);
+        result = copy_to_block(s, parts);
+        if (result < 0)
+            return result;
+    }
+}
+
+int nsn_deliver_queue(struct nsn_session *s, const struct nsn_parts *parts, const char *queue, size_t queue_length,
+                      uint32_t excluded_sid)
+{
+    struct nsn_parts copy = *parts;
+    int result = deliver(s, &copy, queue, queue_length, excluded_sid);
+    if (copy.block && copy.block != parts->block)
+        nsn_block_drop(s->pool, copy.block, nsn_now_ns());
+    return result;
+}
+
+static int check(struct nsn_session *s, size_t subject_length, size_t reply_length, size_t header_length, size_t payload_length)
+{
+    if (subject_length > NSN_SUBJECT_MAX || reply_length > NSN_SUBJECT_MAX)
+        return nsn_fail(s, -EINVAL, "a subject of %zu bytes is longer than the limit of %d",
+                        subject_length > reply_length ? subject_length : reply_length, NSN_SUBJECT_MAX);
+    if (header_length > NSN_PAYLOAD_MAX || payload_length > NSN_PAYLOAD_MAX || header_length + payload_length > NSN_PAYLOAD_MAX)
+        return nsn_fail(s, -EMSGSIZE, "a message of %zu bytes is larger than any block can be", header_length + payload_length);
+    if (!s->page)
+        return nsn_fail(s, -ENOTCONN, "the session is not attached yet");
+    if (s->state == NSN_READY && !nsn_interest_known(s)) { /* as a server would: what was subscribed or not before counts */
+        nsn_interest_flush(s);
+        for (int i = 0; i < 2000 && !nsn_interest_known(s); i++)
+            nsn_cpu_relax();
+        if (!nsn_interest_known(s))
+            return -EALREADY;
+    }
+    return 0;
+}
+
+static int publish(struct nsn_session *s, struct nsn_parts *parts)
+{
+    struct nsn_block *given = parts->block;
+    bool waited = s->waiting;
+    int result = deliver(s, parts, NULL, 0, UINT32_MAX);
+    if (result >= 0) {
+        s->waiting = false;
+        NSN_COUNT(s, messages_out, 1);
+        NSN_COUNT(s, bytes_out, parts->header_length + parts->payload_length);
+        if (!result)
+            NSN_COUNT(s, unroutable, 1);
+    } else if (result == -EAGAIN && !waited) {
+        NSN_COUNT(s, waits, 1);
+    }
+    if (parts->block && parts->block != given)
+        nsn_block_drop(s->pool, parts->block, parts->stamp);
+    if (s->passing) /* a member of a queue group has ended */
+        nsn_pass_on_waiting(s);
+    return result;
+}
+
+int nsn_publish(struct nsn_session *s, const char *subject, size_t subject_length, const char *reply, size_t reply_length,
+                const uint8_t *headers, size_t header_length, const uint8_t *payload, size_t payload_length)
+{
+    if (nsn_in_child(s))
+        return nsn_fail(s, -ECHILD, FORKED);
+    pthread_mutex_lock(&s->lock);
+    int result = check(s, subject_length, reply_length, header_length, payload_length);
+    if (result >= 0) {
+        struct nsn_parts parts = {.subject = subject, .reply = reply, .subject_length = (uint16_t)subject_length,
+                                  .reply_length = (uint16_t)reply_length, .headers = headers, .payload = payload,
+                                  .header_length = (uint32_t)header_length, .payload_length = payload_length};
+        result = publish(s, &parts);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return result;
+}
+
+int nsn_publish_give_up(struct nsn_session *s)
+{
+    pthread_mutex_lock(&s->lock);
+    int count = 0;
+    for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next) {
+        if (!peer->want)
+            continue;
+        peer->want = false;
+        nsn_link_out_unwant(peer->link);
+        if (!s->waiting_pool && peer->slot != s->over_budget_slot &&
+            nsn_link_out_room(peer->link, s->wait_length, s->wait_bytes) == 1)
+            continue;
+        nsn_link_out_stall(peer->link);
+        struct nsn_event event = {.kind = NSN_EVENT_GAVE_UP, .slot = peer->slot, .number = nsn_link_out_behind(peer->link)};
+        snprintf(event.text, sizeof event.text, "the subscriber in slot %u did not read for the whole write deadline: its "
+                 "messages are dropped until it does", peer->slot);
+        nsn_post_event(s, &event);
+        count++;
+    }
+    s->waiting = s->waiting_pool = false;
+    pthread_mutex_unlock(&s->lock);
+    return count;
+}
+
+static bool space_now(struct nsn_session *s)
+{
+    if (s->waiting_pool) {
+        size_t freed = 0;
+        for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
+            freed += nsn_link_out_reap(peer->link, s->pool, true);
+        return freed > 0;
+    }
+    for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
+        if (peer->want)
+            nsn_link_out_reap(peer->link, s->pool, true);
+    s->budget_countdown = 0;
+    check_budget(s);
+    for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
+        if (peer->want && alive(s, peer->slot, peer->generation) &&
+            (nsn_link_out_room(peer->link, s->wait_length, s->wait_bytes) == 0 || peer->slot == s->over_budget_slot))
+            return false;
+    return true;
+}
+
+int nsn_space(struct nsn_session *s)
+{
+    if (!s->waiting || nsn_in_child(s))
+        return 0;
+    pthread_mutex_lock(&s->lock);
+    int space = s->waiting && space_now(s);
+    if (space)
+        s->waiting = s->waiting_pool = false;
+    pthread_mutex_unlock(&s->lock);
+    return space;
+}
+
+void nsn_out_peer_gone(struct nsn_session *s, uint32_t slot, uint32_t generation)
+{
+    struct nsn_peer_out *peer = slot < NSN_SLOTS_MAX ? s->out[slot] : NULL;
+    if (!peer || peer->generation != generation)
+        return;
+    if (nsn_log_reader_behind(&s->log)) /* takes its queue messages back before its interest is forgotten */
+        nsn_log_reader_replay(&s->log, s->routes, s->error, sizeof s->error);
+    nsn_pass_on_take_back(s, peer); /* also when the last of its interest had gone before */
+    nsn_out_drop(s, peer);
+    nsn_pass_on_waiting(s);
+}
+
+/* --- buffers ---------------------------------------------------------------------------------------------------------- */
+
+int nsn_buffer_take(struct nsn_session *s, uint64_t size, struct nsn_buffer_out *buffer)
+{
+    if (nsn_in_child(s))
+        return nsn_fail(s, -ECHILD, FORKED);
+    if (size > NSN_PAYLOAD_MAX)
+        return nsn_fail(s, -EMSGSIZE, "a buffer of %llu bytes is larger than any block can be", (unsigned long long)size);
+    pthread_mutex_lock(&s->lock);
+    struct nsn_block *block;
+    int result = take_block(s, size, &block);
+    if (result >= 0)
+        *buffer = (struct nsn_buffer_out){.block = block, .data = block->data, .capacity = block->capacity};
+    pthread_mutex_unlock(&s->lock);
+    return result;
+}
+
+void nsn_buffer_drop(struct nsn_session *s, struct nsn_buffer_out *buffer)
+{
+    if (nsn_in_child(s))
+        return;
+    pthread_mutex_lock(&s->lock);
+    if (buffer->block)
+        nsn_block_drop(s->pool, buffer->block, nsn_now_ns());
+    *buffer = (struct nsn_buffer_out){0};
+    pthread_mutex_unlock(&s->lock);
+}
+
+int nsn_publish_buffer(struct nsn_session *s, const char *subject, size_t subject_length, const char *reply, size_t reply_length,
+                       struct nsn_buffer_out *buffer, uint64_t length)
+{
+    if (nsn_in_child(s))
+        return nsn_fail(s, -ECHILD, FORKED);
+    pthread_mutex_lock(&s->lock);
+    struct nsn_block *block = buffer->block;
+    int result = !block || length > block->capacity ? nsn_fail(s, -EINVAL, "the buffer is not this session's, or too small")
+                                                    : check(s, subject_length, reply_length, 0, length);
+    if (result >= 0) {
+        struct nsn_parts parts = {.subject = subject, .reply = reply, .subject_length = (uint16_t)subject_length,
+                                  .reply_length = (uint16_t)reply_length, .payload = block->data, .payload_length = length,
+                                  .block = block};
+        result = publish(s, &parts);
+        if (result != -EAGAIN) {
+            nsn_block_drop(s->pool, block, nsn_now_ns());
+            *buffer = (struct nsn_buffer_out){0};
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+    return result;
+}
+
+int nsn_emit(struct nsn_session *s, struct nsn_emission *emission)
+{
+    if (nsn_in_child(s))
+        return nsn_fail(s, -ECHILD, FORKED);
+    pthread_mutex_lock(&s->lock);
+    struct nsn_block *block = emission->buffer ? emission->buffer->block : NULL;
+    int result = block && emission->length > block->capacity
+                     ? nsn_fail(s, -EINVAL, "%llu bytes are more than the buffer has", (unsigned long long)emission->length)
+                     : check(s, emission->subject_length, 0, 0, emission->length);
+    if (result >= 0) {
+        struct nsn_parts parts = {.subject = emission->subject, .reply = "", .subject_length = (uint16_t)emission->subject_length,
+                                  .payload = block ? block->data : emission->payload, .payload_length = emission->length,
+                                  .block = block, .unreliable = emission->unreliable};
+        uint64_t dropped = s->counters.dropped;
+        result = publish(s, &parts);
+        emission->dropped = (uint32_t)(s->counters.dropped - dropped);
+        if (result >= 0 && block) {
+            nsn_block_drop(s->pool, block, nsn_now_ns());
+            *emission->buffer = (struct nsn_buffer_out){0};
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+    return result;
+}

@@ -1,0 +1,97 @@
+/* The sessions of one application ID: where they are told apart, and the words each of them shows to the others.
+ *
+ * Two files in the application's directory (<runtime>/<application id>/), both on tmpfs, both outliving nsnd:
+ *   slots   written by nsnd alone, mapped read-only by sessions: who holds which slot.
+ *   pages   one page a slot, written by the slot's session alone, and a board a slot, of which word p is written by the
+ *           session in slot p alone: its way to say "there is something new in my link to you".
+ */
+#ifndef NSN_SLOTS_H
+#define NSN_SLOTS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define NSN_SLOTS_MAX 4096 /* sessions of one application ID on one host */
+#define NSN_SLOTS_MAGIC 0x31736c736e736e49ull
+#define NSN_SLOTS_VERSION 1
+
+struct nsn_slot {                /* 64 bytes, nsnd writes */
+    uint64_t alive;              /* generation of the session that lives here, 0 when nobody does */
+    uint64_t acknowledged;       /* highest interest sequence number of this session that is in the log */
+    uint64_t generation;         /* last generation given out for this slot; survives the session */
+    uint64_t identity[2];        /* the session's own 128-bit name */
+    uint64_t start_time;         /* of its process, clock ticks since boot (/proc/PID/stat field 22) */
+    uint32_t pid;
+    uint32_t uid;
+    uint64_t reserved;
+};
+
+struct nsn_slots_file {
+    uint64_t magic;
+    uint32_t version;
+    uint32_t count;              /* NSN_SLOTS_MAX */
+    uint64_t highest;            /* slots at and above this one were never used: bounds scans */
+    uint8_t padding[4096 - 24];
+    struct nsn_slot slot[NSN_SLOTS_MAX];
+};
+
+struct nsn_page {                /* 4096 bytes, the slot's session writes */
+    uint64_t publishing __attribute__((aligned(64))); /* stamp (ns) of the publish it is inside of, 0 when outside */
+    uint64_t asleep __attribute__((aligned(64)));     /* odd: asleep under this number; raised at each change */
+    struct nsn_counters {        /* for `insane-nats status`; monotonic unless said otherwise */
+        uint64_t messages_out;   /* publishes that succeeded */
+        uint64_t bytes_out;      /* their payload and header bytes */
+        uint64_t messages_in;    /* messages handed to subscriptions */
+        uint64_t bytes_in;
+        uint64_t deliveries_out; /* records written into links */
+        uint64_t dropped;        /* deliveries this session did not make to slow consumers, or to full links (unreliable) */
+        uint64_t discarded;      /* messages this session threw away as a slow consumer */
+        uint64_t slow_consumer;  /* times this session was one */
+        uint64_t passed_on;      /* queue messages passed on to another member */
+        uint64_t unroutable;     /* publishes that nobody was interested in */
+        uint64_t link_errors;    /* links given up because the peer broke the protocol */
+        uint64_t waits;          /* publishes that had to wait for a full link */
+        uint64_t bells;          /* wake-ups sent */
+        uint64_t links_out;      /* gauge */
+        uint64_t links_in;       /* gauge */
+        uint64_t link_bytes;     /* gauge: memory touched in outgoing links */
+        uint64_t pool_bytes;     /* gauge: memory touched in the pool */
+        uint64_t subscriptions;  /* gauge */
+        uint64_t backlog_bytes;  /* gauge: what lies in this session's incoming links */
+    } counters __attribute__((aligned(64)));
+    char name[128];              /* the connection's name, NUL-terminated */
+    uint8_t padding[4096 - 128 - 192 - 128];
+};
+
+struct nsn_place {               /* one slot's part of the pages file */
+    struct nsn_page page;
+    uint32_t board[NSN_SLOTS_MAX];
+};
+
+/* nsnd's side. Creates both files (mode 0600, sizes fixed) or takes over what is there. One nsnd a directory: the caller
+ * sees to it. On failure a negative errno, and words in error. */
+struct nsn_slots;
+int nsn_slots_open(struct nsn_slots **slots, const char *directory, char *error, size_t error_size);
+void nsn_slots_close(struct nsn_slots *slots);
+const struct nsn_slots_file *nsn_slots_view(const struct nsn_slots *slots);
+struct nsn_place *nsn_slots_place(const struct nsn_slots *slots, uint32_t slot);
+/* Gives a free slot (lowest first; its page and board zeroed, and memory allocated for them); returns it, -ENOSPC when all
+ * are taken or the file system is full. *generation is never 0. */
+int nsn_slots_claim(struct nsn_slots *slots, const uint64_t identity[2], uint32_t pid, uint64_t start_time, uint32_t uid,
+                    uint32_t *generation);
+/* The slot of a living session by identity, or -ENOENT. */
+int nsn_slots_find(const struct nsn_slots *slots, const uint64_t identity[2]);
+void nsn_slots_free_slot(struct nsn_slots *slots, uint32_t slot);
+void nsn_slots_acknowledge(struct nsn_slots *slots, uint32_t slot, uint64_t sequence);
+
+/* A session's side: maps both files. */
+struct nsn_slots_map {
+    const struct nsn_slots_file *slots;
+    struct nsn_place *places;    /* NSN_SLOTS_MAX of them */
+};
+int nsn_slots_map(struct nsn_slots_map *map, const char *directory, char *error, size_t error_size);
+void nsn_slots_unmap(struct nsn_slots_map *map);
+
+#endif

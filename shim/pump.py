@@ -1,0 +1,673 @@
+"""Delivery: takes what lies in a session's links and gives it to the connection's subscriptions, spins or sleeps when nothing
+does, and looks after everybody who waits for the session: for room, for interest to be known, for a barrier."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextvars
+import errno
+import logging
+import struct
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from nats import errors
+from nats.aio.msg import Msg
+
+from insane_nats.shim import headers
+from insane_nats.shim.native import ffi, lib
+from insane_nats.shim.session import DETACHED, Session
+from insane_nats.shim.spin import Spin
+
+if TYPE_CHECKING:
+    from insane_nats.shim.connection import Connection
+
+_logger = logging.getLogger("insane_nats")
+
+BATCH = 512  # messages taken at once
+BLOB_SIZE = 1 << 20  # bytes of their small parts
+MALLOC_BYTES = 8 << 20  # see _keep_heap
+TURN_S = 0.002  # of one pass of the event loop, while there is a backlog
+PASS_S = 0.001  # who spins goes through the event loop at least this often
+SLICE_NS = 5_000  # of a spin in an event loop that does not show whether it has work,
+BLIND_NS = 20_000  # of one before the caller waits in such a loop,
+BLIND_PASS_S = 0.00025  # and how often who spins there goes through it
+POLL_S = (0.0002, 0.005)  # first and longest wait between looks at what nobody rings for
+HELD_PASSES = 16  # of the loop, before messages that are held back are looked for with a timer
+TRIM_S = 1.0  # after the last traffic
+SPACE_POLL_S = 0.05  # a waiting publisher tries again that often, rung or not
+POPS = 64  # messages taken from queues between looks at the clock
+
+NOTHING, FOUND, PASS_DUE = range(3)  # what look() says
+
+if lib is not None:
+    _RECORD = struct.Struct("=8I")  # struct nsn_message
+    _LARGE = lib.NSN_MESSAGE_LARGE
+    _LAST = lib.NSN_MESSAGE_LAST
+    _receive = lib.nsn_receive
+    _uncleared = ffi.new_allocator(should_clear_after_alloc=False)
+_new = object.__new__
+
+
+def _keep_heap() -> None:
+    """glibc gives freed memory back at once, and each page of the next payload is then faulted in anew, which takes longer than
+    copying it. It keeps up to twice the largest block that was ever freed, so one is."""
+    _uncleared("char[]", MALLOC_BYTES)
+
+
+if lib is not None:
+    _keep_heap()
+
+
+class Pump:
+    """One session's delivery on one event loop. At every moment it has either a pass scheduled, or is armed: whoever writes
+    to the session then rings its bell."""
+
+    def __init__(self, client: Connection, session: Session, loop: asyncio.AbstractEventLoop, spin: Spin) -> None:
+        self.spin = spin
+        self.waiters = 0  # who waits for a message in the event loop: for nobody it is not worth to spin
+        self.trim_timer: asyncio.TimerHandle | None = None
+        self.space_waiters: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._client = client
+        self._session = session
+        self._handle = session.handle
+        self._loop = loop
+        # asyncio's own loops show whether anything else wants to run; others (uvloop) are spun in, a slice a pass.
+        self._ready: collections.deque[Any] | None = getattr(loop, "_ready", None)
+        self._timers: list[asyncio.TimerHandle] = getattr(loop, "_scheduled", [])
+        self._context = contextvars.Context()
+        self._pass_callback = self._pass
+        self._messages = ffi.new("struct nsn_message[]", BATCH)
+        self._records = memoryview(ffi.buffer(self._messages))
+        self._blob = _uncleared("uint8_t[]", BLOB_SIZE)
+        self._bytes = ffi.buffer(self._blob)
+        self._event = ffi.new("struct nsn_event *")
+        self._queued = 0  # 1: a pass is scheduled
+        self._armed = False
+        self._wait_from = 0.0  # the last waiter
+        self._last_pass = monotonic()
+        self._spin_from = 0.0
+        self._spinning = False
+        self._held_passes = 0
+        self._pops = 0
+        self._bell = -1
+        self._control = -1
+        self._writing = False
+        self._stopped = False
+        self._poll_timer: asyncio.TimerHandle | None = None
+        self._poll_s = POLL_S[0]
+        self._waits: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        self._barriers = 0  # under way
+        self._joining: list[tuple[asyncio.Future[bool], float]] = []  # who waits for the next, and how long
+        self._joining_task: asyncio.Task[None] | None = None
+        self._traffic_at_trim = -1
+        self._indirect: collections.deque[tuple[int, bytes, bytes, bytes, bytes]] = collections.deque()
+        self._indirect_task: asyncio.Task[None] | None = None
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """The session is READY: from now on its descriptors are watched."""
+        self._bell = self._session.bell_fd
+        self._loop.add_reader(self._bell, self._on_bell)
+        self.watch_control()
+        self._settle_down()
+
+    def stop(self) -> None:
+        """Before the session is closed. Nobody waits any more."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if not self._loop.is_closed():
+            if self._bell >= 0:
+                self._loop.remove_reader(self._bell)
+            self.unwatch_control()
+        for timer in (self.trim_timer, self._poll_timer):
+            if timer is not None:
+                timer.cancel()
+        for _, waiter in self._waits:
+            waiter.cancel()
+        for waiter in self.space_waiters:
+            waiter.cancel()
+        for joined, _ in self._joining:
+            joined.cancel()
+        if self._indirect_task is not None:
+            self._indirect_task.cancel()
+
+    def forget(self) -> None:
+        """In a forked child: the loop's descriptors are shared with the parent, so nothing is taken back."""
+        self._stopped = True
+
+    def watch_control(self) -> None:
+        control = self._session.control_fd
+        if control != self._control:
+            self.unwatch_control()
+            self._control = control
+            if control >= 0:
+                self._loop.add_reader(control, self.attend)
+        unsent = control >= 0 and bool(lib.nsn_session_unsent(self._handle))
+        if unsent and not self._writing:
+            self._loop.add_writer(control, self.attend)
+        elif self._writing and not unsent:
+            self._loop.remove_writer(control)
+        self._writing = unsent
+
+    def unwatch_control(self) -> None:
+        if self._control >= 0:
+            self._loop.remove_reader(self._control)
+            if self._writing:
+                self._loop.remove_writer(self._control)
+        self._control = -1
+        self._writing = False
+
+    # --- passes -----------------------------------------------------------------------------------------------------
+
+    def again(self) -> None:
+        """Schedules a pass."""
+        if not self._queued:
+            self._queued = 1
+            self._loop.call_soon(self._pass_callback, context=self._context)
+
+    def passed(self) -> None:
+        self._last_pass = monotonic()
+
+    def turn_due(self) -> bool:
+        """Asked by who takes a message that was queued: True when it is time to let the event loop go round."""
+        self._pops += 1
+        if self._pops % POPS:
+            return False
+        now = monotonic()
+        if now - self._last_pass < PASS_S:
+            return False
+        self._last_pass = now
+        return True
+
+    def _pass(self) -> None:
+        self._queued = 0
+        if self._stopped:
+            return
+        self._last_pass = now = monotonic()
+        count = self._take(0)
+        if count:
+            while count == BATCH and monotonic() - now < TURN_S:
+                count = self._take(0)
+            if self._spinning:
+                self._spinning = False
+                self.spin.hit((now - self._spin_from) * 1e9)
+            self._spin_from = now
+            self._chores()
+            self.again()
+            return
+        self._idle(now)
+
+    def _idle(self, now: float) -> None:
+        """A pass found nothing: spins while somebody waits and that is worth it, then sleeps."""
+        self._attend()
+        if self._stopped or self._queued:
+            return
+        left_ns = self.spin.budget_ns
+        if left_ns and not self.spin.polls:
+            left_ns -= int((now - self._spin_from) * 1e9)
+        if left_ns <= 0 or not (self.waiters or self.spin.polls):
+            if self._spinning and self.waiters:
+                self.spin.miss()
+            self._spinning = False
+            self._settle_down()
+            return
+        self._spinning = True
+        if self._ready is None:
+            spin_ns = min(left_ns, SLICE_NS)
+        elif self._ready:
+            spin_ns = 0
+        else:
+            spin_ns = self._until_timer(now, left_ns)
+        if spin_ns > 0 and self._take(spin_ns):
+            self._spinning = False
+            self._spin_from = monotonic()
+            self.spin.hit((self._spin_from - now) * 1e9)
+        self.again()
+
+    def begin_wait(self) -> None:
+        """Somebody waits for a message in the event loop."""
+        self.waiters += 1
+        self._wait_from = now = monotonic()
+        if self._ready is None and self.spin.budget_ns:
+            self._spin_from = now
+            self.again()
+
+    def end_wait(self) -> None:
+        self.waiters -= 1
+
+    def _until_timer(self, now: float, most_ns: int) -> int:
+        """Nanoseconds until the loop's first timer is due, at most that many."""
+        timers = self._timers
+        if timers:
+            return min(most_ns, int((timers[0].when() - now) * 1e9))
+        return most_ns
+
+    def look(self, timeout_s: float | None) -> int:
+        """Spins on behalf of a caller that has nothing else to do, without going through the event loop.
+
+        FOUND: messages were dispatched, to the caller or others. PASS_DUE: the loop must go round first. NOTHING: the caller
+        must wait in the loop, because nothing came or because others want to run.
+        """
+        ready = self._ready
+        if self._stopped or (ready is not None and len(ready) > self._queued):
+            return NOTHING
+        now = monotonic()
+        if now - self._last_pass > (PASS_S if ready is not None else BLIND_PASS_S):
+            return PASS_DUE
+        spin_ns = self._until_timer(now, self.spin.budget_ns if ready is not None else BLIND_NS)
+        if timeout_s is not None and timeout_s * 1e9 < spin_ns:
+            spin_ns = int(timeout_s * 1e9)
+        if spin_ns <= 0:
+            return NOTHING
+        if self._take(spin_ns):
+            self._spin_from = monotonic()
+            self.spin.hit((self._spin_from - now) * 1e9)
+            if not self._queued:
+                self.again()
+            return FOUND
+        self._attend()
+        if self._stopped:
+            return NOTHING
+        if ready is None:
+            self.again()  # goes on spinning there
+            return NOTHING
+        self.spin.miss()
+        if not self._queued:
+            self._settle_down()
+        return NOTHING
+
+    def _settle_down(self) -> None:
+        """Nothing to do: sleeps, so that the next writer rings."""
+        if self.spin.polls:
+            self.again()
+        elif lib.nsn_receive_held(self._handle):
+            self._held_passes += 1
+            if self._held_passes < HELD_PASSES:
+                self.again()
+            else:
+                self._poll_later()
+        elif lib.nsn_arm(self._handle):
+            self._held_passes = 0
+            self._armed = True
+            if self._waits or self.space_waiters:
+                self._poll_later()
+        else:
+            self.again()
+
+    def _on_bell(self) -> None:
+        """Delivers first: all else can wait until those who were woken have run."""
+        slept = self._armed and self.waiters
+        count = self._take(0)
+        if count:
+            self._spin_from = now = monotonic()
+            if slept:
+                self.spin.woken((now - self._wait_from) * 1e9)
+        lib.nsn_disarm(self._handle)
+        if not self._queued:
+            self.again()
+
+    def _poll_later(self) -> None:
+        if self._poll_timer is None:
+            self._poll_timer = self._loop.call_later(self._poll_s, self._poll)
+            self._poll_s = min(self._poll_s * 2, POLL_S[1])
+
+    def _poll(self) -> None:
+        self._poll_timer = None
+        if not self._stopped:
+            self.again()
+
+    # --- nsnd -------------------------------------------------------------------------------------------------------
+
+    def attend(self) -> None:
+        """nsnd has said something, or something is to be sent to it."""
+        self._attend()
+        if not self._stopped and not self._queued:
+            self.again()
+
+    def _attend(self) -> None:
+        session = self._session
+        result = session.process()
+        if result == -errno.ECHILD:
+            self._client._inherited()
+            return
+        if result or self._writing:
+            self.watch_control()
+        self._chores()
+        if session.state in (DETACHED,) and not self._stopped:
+            self._client._on_detached()
+
+    def send(self) -> None:
+        """Sends what was queued for nsnd."""
+        if self._session.process():
+            self.again()
+        if lib.nsn_session_unsent(self._handle) or self._writing:
+            self.watch_control()
+
+    def _chores(self) -> None:
+        event = self._event
+        while lib.nsn_next_event(self._handle, event):
+            self._client._on_event(event)
+            if self._stopped:
+                return
+        if self.space_waiters and lib.nsn_space(self._handle):
+            self.wake_publisher()
+        if self._waits:
+            self._check_waits()
+
+    def wake_publisher(self) -> None:
+        """The first of the publishers that wait for room tries again."""
+        if self.space_waiters and not self.space_waiters[0].done():
+            self.space_waiters[0].set_result(None)
+
+    # --- waiting for the session --------------------------------------------------------------------------------------
+
+    async def until(self, true: Callable[[], bool], timeout_s: float) -> bool:
+        """Waits until the condition, which the session's progress brings about, is true. False at the timeout."""
+        if true():
+            return True
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        entry = (true, waiter)
+        self._waits.append(entry)
+        self._poll_s = POLL_S[0]
+        self.again()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await waiter
+        except TimeoutError:
+            return False
+        except asyncio.CancelledError:
+            self._raise_if_stopped()
+            raise
+        finally:
+            if entry in self._waits:
+                self._waits.remove(entry)
+        return True
+
+    def _check_waits(self) -> None:
+        for entry in list(self._waits):
+            true, waiter = entry
+            if waiter.done() or true():
+                self._waits.remove(entry)
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def pass_due(self) -> bool:
+        """True when the event loop has not gone round for a while."""
+        return monotonic() - self._last_pass > PASS_S
+
+    async def settled(self, spin: Spin | None, timeout_s: float) -> bool:
+        """Sends changes of interest, and waits until every publisher on this host sees them. False at the timeout."""
+        self.send()
+        handle = self._handle
+        budget_ns = 0 if spin is None else spin.budget_ns
+        if lib.nsn_interest_settled(handle, budget_ns):
+            if spin is not None and budget_ns:
+                spin.hit(0)
+            return True
+        if spin is not None and budget_ns:
+            spin.miss()
+        started = monotonic()
+        done = await self.until(lambda: bool(lib.nsn_interest_settled(handle, 0)), timeout_s)
+        if spin is not None:
+            spin.woken((monotonic() - started) * 1e9)
+        return done
+
+    async def barrier(self, timeout_s: float) -> bool:
+        """Until everything published before has been handed over, and what lay in the links has been dispatched. False at the
+        timeout. Those who ask while one is under way share the next."""
+        if not self._barriers:
+            return await self._barrier(timeout_s)
+        waiter: asyncio.Future[bool] = self._loop.create_future()
+        if not self._joining:
+            self._joining_task = self._loop.create_task(self._barrier_for_joined())
+        self._joining.append((waiter, timeout_s))
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await waiter
+        except TimeoutError:
+            return False
+        except asyncio.CancelledError:
+            self._raise_if_stopped()
+            raise
+
+    async def _barrier_for_joined(self) -> None:
+        joined = self._joining
+        self._joining = []
+        try:
+            passed = await self._barrier(max(timeout_s for _, timeout_s in joined))
+        except Exception as error:
+            for waiter, _ in joined:
+                if not waiter.done():
+                    waiter.set_exception(error)
+        else:
+            for waiter, _ in joined:
+                if not waiter.done():
+                    waiter.set_result(passed)
+
+    def _raise_if_stopped(self) -> None:
+        """A wait that stop() has cancelled ends with the connection, not with the caller's task."""
+        task = asyncio.current_task()
+        if self._stopped and not (task is not None and task.cancelling()):
+            raise self._client._closed_error() from None
+
+    async def _barrier(self, timeout_s: float) -> bool:
+        handle = self._handle
+        token = lib.nsn_barrier_begin(handle)
+        if token < 0:
+            raise self._client._session_error(token)
+        self._barriers += 1
+        try:
+            self.send()
+            self._take(0)
+            self.again()
+            if lib.nsn_barrier_done(handle, token) and not self._indirect:
+                token = 0
+                return True
+            reached = False
+
+            def done() -> bool:
+                nonlocal reached
+                reached = reached or lib.nsn_barrier_done(handle, token) != 0
+                return reached and not self._indirect and self._indirect_task is None
+
+            if self.spin.budget_ns:
+                self._session.process(self.spin.budget_ns)
+                self._take(0)
+            passed = await self.until(done, timeout_s)
+            if reached:
+                token = 0
+            return passed
+        finally:
+            self._barriers -= 1
+            if token and not self._stopped:
+                lib.nsn_barrier_cancel(handle, token)
+
+    # --- delivery -----------------------------------------------------------------------------------------------------
+
+    def _take(self, spin_ns: int) -> int:
+        """Takes a batch and dispatches it. Returns the number of messages. The session is awake now: the caller sees to it
+        that a pass follows or it sleeps again."""
+        self._armed = False
+        count: int = _receive(self._handle, self._messages, BATCH, self._blob, BLOB_SIZE, spin_ns)
+        if count > 0:
+            self._dispatch(count)
+            if self.trim_timer is None:
+                self.start_trim()
+        elif count < 0:
+            self._trouble(count)
+            return 0
+        return count
+
+    def _trouble(self, number: int) -> None:
+        if number == -errno.ECHILD:
+            self._client._inherited()
+        else:
+            self._client._on_failure(self._client._session_error(number))
+
+    def _dispatch(self, count: int) -> None:
+        """Gives the messages taken to their subscriptions."""
+        client = self._client
+        subs = client._subs
+        blob = self._bytes
+        roundabout = client._roundabout
+        plain = client.msg_class is Msg and client._builds_plainly
+        sub: Any = None
+        current = -1
+        total = 0
+        block = b""
+        records = self._records
+        for sid, flags, offset, subject_size, reply_size, header_size, size, large in (
+            (_RECORD.unpack_from(records),) if count == 1 else _RECORD.iter_unpack(records[: count * _RECORD.size])
+        ):
+            total += size
+            if sid != current:
+                current = sid
+                sub = subs.get(sid)
+                if sub is not None:
+                    queue = sub._pending_queue
+                    items = queue._queue
+            end = offset + subject_size
+            at = end + reply_size
+            if flags:
+                if flags & _LARGE:
+                    block, data = self._large(large, header_size, size)
+                if flags & _LAST:
+                    current = -1
+                    client._removed = True
+            if not flags & _LARGE:
+                if header_size:
+                    block = blob[at : at + header_size]
+                    at += header_size
+                data = blob[at : at + size]
+            if sub is None:
+                continue
+            if roundabout or sub._jsi is not None:
+                reply_bytes = blob[end : end + reply_size]
+                self._go_round((sid, blob[offset:end], reply_bytes, data, block if header_size else b""))
+                continue
+            sub._received = received = sub._received + 1
+            if 0 < sub._max_msgs <= received:
+                subs.pop(sid, None)
+                if not flags & _LAST:
+                    self._drop_interest(sid)
+                current = -1
+            if plain:
+                msg = _new(Msg)
+                msg._client = client
+                msg.subject = blob[offset:end].decode("utf-8", "surrogateescape")
+                if reply_size:
+                    msg.reply = blob[end : end + reply_size].decode("utf-8", "surrogateescape")
+                msg.data = data
+                if header_size:
+                    msg.headers = headers.decode(block)
+                msg._sid = sid
+            else:
+                reply_bytes = blob[end : end + reply_size]
+                msg = client._build_message(
+                    sid, blob[offset:end], reply_bytes, data, headers.decode(block) if header_size else None
+                )
+                if not msg:
+                    continue
+            if sub._sink is not None:
+                sub._sink(msg)
+                continue
+            pending = sub._pending_size + size
+            if (0 < sub._pending_bytes_limit <= pending) or (0 < queue._maxsize <= len(items)):
+                client._report(errors.SlowConsumerError(subject=msg.subject, reply=msg.reply, sid=sid, sub=sub))
+                continue
+            sub._pending_size = pending
+            items.append(msg)
+            if queue._getters:
+                queue.wake_one()
+        stats = client.stats
+        stats["in_msgs"] += count
+        stats["in_bytes"] += total
+
+    def deliver_status(self, sub: Any, subject: str, block: bytes) -> None:
+        """A status message to one subscription of this connection. It does not come by a link, and libnsn's maxima do not
+        count it; nats-py's do."""
+        client = self._client
+        client.stats["in_msgs"] += 1
+        sid = sub._id
+        raw = subject.encode("utf-8", "surrogateescape")
+        if client._roundabout or sub._jsi is not None:
+            self._go_round((sid, raw, b"", b"", block))
+            return
+        sub._received += 1
+        if 0 < sub._max_msgs <= sub._received:
+            client._subs.pop(sid, None)
+            self._drop_interest(sid)
+        msg = client._build_message(sid, raw, b"", b"", headers.decode(block))
+        if not msg:
+            return
+        if sub._sink is not None:
+            sub._sink(msg)
+            return
+        try:
+            sub._pending_queue.put_nowait(msg)
+        except asyncio.QueueFull:
+            client._report(errors.SlowConsumerError(subject=msg.subject, reply=msg.reply, sid=sid, sub=sub))
+
+    def _large(self, large: int, header_size: int, size: int) -> tuple[bytes, bytes]:
+        """Copies a large message's headers and payload out of its publisher's memory, and gives it back."""
+        at = lib.nsn_large(self._handle, large)
+        try:
+            whole = ffi.buffer(at, header_size + size)
+            return whole[:header_size], whole[header_size:]
+        finally:
+            lib.nsn_large_release(self._handle, large)
+
+    def _drop_interest(self, sid: int) -> None:
+        """nats-py forgets a subscription whose maximum it has counted; libnsn did not count that far (status messages)."""
+        if lib.nsn_unsubscribe(self._handle, sid, 0) == 0:
+            self._client._removed = True
+            self.again()
+
+    def _go_round(self, message: tuple[int, bytes, bytes, bytes, bytes]) -> None:
+        """By way of nats-py's own _process_msg, which awaits: one after the other, in a task of their own."""
+        self._indirect.append(message)
+        if self._indirect_task is None:
+            self._indirect_task = self._loop.create_task(self._process_indirect())
+
+    async def _process_indirect(self) -> None:
+        client = self._client
+        stats = client.stats
+        try:
+            while self._indirect:
+                sid, subject, reply, data, block = self._indirect.popleft()
+                stats["in_msgs"] -= 1  # _process_msg counts it again
+                stats["in_bytes"] -= len(data)
+                sub = client._subs.get(sid)
+                try:
+                    await client._process_msg(sid, subject, reply, data, block)
+                except Exception as error:
+                    client._report(error)
+                if sub is not None and client._subs.get(sid) is not sub and 0 < sub._max_msgs <= sub._received:
+                    self._drop_interest(sid)
+        finally:
+            self._indirect_task = None
+            if not self._stopped:
+                self.again()
+
+    # --- memory -------------------------------------------------------------------------------------------------------
+
+    def start_trim(self) -> None:
+        """There is traffic: a while after the last of it, idle memory is given back."""
+        self.trim_timer = self._loop.call_later(TRIM_S, self._trim)
+
+    def _trim(self) -> None:
+        self.trim_timer = None
+        if self._stopped:
+            return
+        stats = self._client.stats
+        traffic = stats["in_msgs"] + stats["out_msgs"]
+        if traffic != self._traffic_at_trim:
+            self._traffic_at_trim = traffic
+            self.start_trim()
+        elif lib.nsn_trim(self._handle):
+            self.start_trim()

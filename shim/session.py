@@ -1,0 +1,130 @@
+"""One session of libnsn as a Python object: opened, closed exactly once, and given up in a forked child."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from insane_nats.shim.errors import SessionError
+from insane_nats.shim.native import ffi, lib
+
+ERROR_SIZE = 512  # bytes, as libnsn keeps
+NAME_MAX = 127  # bytes of UTF-8
+
+CONNECTING, READY, DETACHED, REFUSED, CLOSED, LOST = range(6)  # enum nsn_session_state
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """What a session is opened with. pending_size: bytes kept while nsnd is gone for what needs it; 0: libnsn's default."""
+
+    socket_path: str
+    application_id: int
+    name: str = ""
+    no_echo: bool = False
+    unreliable: bool = False
+    pending_size: int = 0
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """What nsnd answered."""
+
+    client_id: int
+    max_payload: int  # bytes
+    version: str
+
+
+class Session:
+    """A session that is being attached. handle is what the functions of libnsn take; None when closed."""
+
+    def __init__(self, options: SessionOptions) -> None:
+        """SessionError when nsnd's socket does not take the connection. What nsnd says comes later, by process()."""
+        path = ffi.new("char[]", os.fsencode(options.socket_path))
+        name = ffi.new("char[]", options.name.encode()[:NAME_MAX])
+        given = ffi.new(
+            "struct nsn_session_options *",
+            {
+                "socket_path": path,
+                "name": name,
+                "application_id": options.application_id,
+                "no_echo": options.no_echo,
+                "unreliable": options.unreliable,
+                "pending_size": options.pending_size,
+            },
+        )
+        error = ffi.new("char[]", ERROR_SIZE)
+        handle = lib.nsn_session_open(given, error, ERROR_SIZE)
+        if handle == ffi.NULL:
+            raise SessionError(ffi.errno, _text(error))
+        self.handle: Any = handle
+        self.when_inherited: Callable[[], None] | None = None
+        self._finalizer = weakref.finalize(self, lib.nsn_session_close, handle)
+        _open.add(self)
+
+    @property
+    def state(self) -> int:
+        return CLOSED if self.handle is None else int(lib.nsn_session_state(self.handle))
+
+    @property
+    def control_fd(self) -> int:
+        return int(lib.nsn_session_control_fd(self.handle))
+
+    @property
+    def bell_fd(self) -> int:
+        return int(lib.nsn_session_bell_fd(self.handle))
+
+    def process(self, spin_ns: int = 0) -> int:
+        """Talks to nsnd: 1 when something changed, 0, or a negative errno."""
+        return int(lib.nsn_session_process(self.handle, spin_ns))
+
+    def error(self) -> str:
+        """The words of the last error."""
+        return "" if self.handle is None else _text(lib.nsn_session_error(self.handle))
+
+    def info(self) -> SessionInfo:
+        info = ffi.new("struct nsn_session_info *")
+        lib.nsn_session_info(self.handle, info)
+        return SessionInfo(info.client_id, info.max_payload, _text(info.version))
+
+    def counters(self) -> dict[str, int]:
+        """The session's counters (struct nsn_counters), by name."""
+        counters = ffi.new("struct nsn_counters *")
+        lib.nsn_session_counters(self.handle, counters)
+        return {name: int(getattr(counters, name)) for name, _ in ffi.typeof("struct nsn_counters").fields}
+
+    def reattach(self, socket_path: str) -> None:
+        """After DETACHED; SessionError when nsnd's socket does not take the connection."""
+        result = lib.nsn_session_reattach(self.handle, os.fsencode(socket_path))
+        if result < 0:
+            raise SessionError(-result, self.error())
+
+    def close(self) -> None:
+        self.handle = None
+        self._finalizer()
+
+    def _inherited(self) -> None:
+        """In a forked child: the memory and the sockets' other ends are the parent's."""
+        if self._finalizer.detach() is not None:
+            lib.nsn_session_abandon(self.handle)
+            self.handle = None
+            if self.when_inherited is not None:
+                self.when_inherited()
+
+
+def _text(words: Any) -> str:
+    return bytes(ffi.string(words)).decode(errors="replace")
+
+
+_open: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for session in list(_open):
+        session._inherited()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,580 @@
+"""A connection on a session: what the conformance suite cannot ask of both kinds, or does not ask of one client."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import types
+import weakref
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import nats.aio.client
+import nats.aio.msg
+import nats.aio.subscription
+import pytest
+
+import insane_nats
+from insane_nats.shim import connection as shim_connection
+from insane_nats.shim.errors import InheritedConnectionError, SessionSlowConsumerError
+from tools.servers import ROOT, Server
+
+Client = Any
+Main = Callable[[], Awaitable[None]]
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def run(main: Main, loops: str = "asyncio") -> None:
+    if loops == "asyncio":
+        asyncio.run(main())  # type: ignore[arg-type]
+        return
+    uvloop = pytest.importorskip("uvloop")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())  # type: ignore[arg-type]
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 10) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110  (there is nothing that could be waited for)
+            await asyncio.sleep(0.002)
+
+
+async def connect(server: Server, **options: Any) -> Client:
+    return await insane_nats.connect(server.url, **options)
+
+
+@pytest.fixture(params=["low", "adaptive", "poll"])
+def consumption(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def loops(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def program(nsnd: Server) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Starts a program's text with the node's URL as its argument; it says one line when it is ready."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(text: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(text), nsnd.url], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline(), "it ended before it was ready"
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_classes_are_nats_pys(nsnd: Server) -> None:
+    async def main() -> None:
+        nc = await connect(nsnd)
+        subscription = await nc.subscribe("a")
+        await nc.publish("a", b"x", headers={"A": "b"})
+        message = await subscription.next_msg(5)
+        assert isinstance(nc, nats.aio.client.Client)
+        assert isinstance(subscription, nats.aio.subscription.Subscription)
+        assert type(message) is nats.aio.msg.Msg
+        assert message == nats.aio.msg.Msg(nc, "a", "", b"x", {"A": "b"}, _sid=subscription._id)
+        await nc.close()
+
+    run(main)
+
+
+def test_ways_of_waiting_and_loops(nsnd: Server, consumption: str, loops: str) -> None:
+    async def main() -> None:
+        one, two = await connect(nsnd, qos={"consumption": consumption}), await connect(nsnd, qos={"consumption": consumption})
+
+        async def answer(message: Any) -> None:
+            await message.respond(message.data)
+
+        await two.subscribe("service", cb=answer)
+        subscription = await two.subscribe("stream")
+        for number in range(50):
+            assert (await one.request("service", b"%d" % number, timeout=5)).data == b"%d" % number
+            await one.publish("stream", b"%d" % number)
+        assert [int((await subscription.next_msg(5)).data) for _ in range(50)] == list(range(50))
+        with pytest.raises(nats.errors.TimeoutError):
+            await subscription.next_msg(0.05)
+        await one.close()
+        await two.close()
+
+    run(main, loops)
+
+
+@pytest.mark.parametrize("consumption", ["adaptive", "poll"])
+def test_spinning_starves_nobody(nsnd: Server, consumption: str) -> None:
+    async def main() -> None:
+        nc = await connect(nsnd, qos={"consumption": consumption})
+        subscription = await nc.subscribe("a")
+        rounds, gaps = 0, [0.0]
+
+        async def other() -> None:
+            nonlocal rounds
+            last = time.monotonic()
+            while True:
+                await asyncio.sleep(0.001)
+                rounds += 1
+                gaps.append(time.monotonic() - last)
+                last = time.monotonic()
+
+        task = asyncio.create_task(other())
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:  # messages to itself: every next_msg finds one without sleeping
+            await nc.publish("a", b"x")
+            await subscription.next_msg(1)
+        task.cancel()
+        assert rounds > 30
+        start = time.monotonic()
+        with pytest.raises(nats.errors.TimeoutError):
+            await subscription.next_msg(0.05)
+        assert 0.04 < time.monotonic() - start < 2
+        await nc.close()
+
+    run(main)
+
+
+def test_idle_connection_uses_no_cpu(nsnd: Server) -> None:
+    async def main() -> None:
+        nc = await connect(nsnd)
+        subscription = await nc.subscribe("a")
+        await nc.publish("a", b"x")
+        await subscription.next_msg(5)
+        waiting = asyncio.create_task(subscription.next_msg(60))
+        await asyncio.sleep(2.5)  # idle memory has been given back
+        before = time.process_time()
+        await asyncio.sleep(1)
+        assert time.process_time() - before < 0.01
+        waiting.cancel()
+        await nc.close()
+
+    run(main)
+
+
+def test_publish_lets_the_loop_go_round(nsnd: Server) -> None:
+    async def main() -> None:
+        nc = await connect(nsnd)
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(other())
+        await asyncio.sleep(0)
+        for size, total in ((64, None), (1 << 20, 64 << 20)):
+            before, start, sent = turns, time.monotonic(), 0
+            while sent < (total or 1 << 60) and time.monotonic() - start < 0.2:
+                await nc.publish("nobody", b"x" * size)
+                sent += size
+            expected = sent / (3 << 20) if total else 0.2 / 0.02
+            assert turns - before > min(expected, 8)
+        task.cancel()
+        await nc.close()
+
+    run(main)
+
+
+def test_cancelling_next_msg_at_any_moment_loses_nothing(nsnd: Server) -> None:
+    async def main() -> None:
+        sender, nc = await connect(nsnd), await connect(nsnd)
+        subscription = await nc.subscribe("a")
+        got: list[int] = []
+
+        async def take() -> None:
+            got.append(int((await subscription.next_msg(5)).data))
+
+        for number in range(300):
+            waiting = asyncio.create_task(take())
+            for _ in range(number % 4):
+                await asyncio.sleep(0)
+            await sender.publish("a", b"%d" % number)
+            for _ in range(number % 7):
+                await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        while len(got) < 300:
+            await take()
+        assert got == list(range(300))
+        await sender.close()
+        await nc.close()
+
+    run(main)
+
+
+def test_callbacks_come_one_after_the_other(nsnd: Server) -> None:
+    async def main() -> None:
+        nc = await connect(nsnd)
+        got: list[int] = []
+        inside = 0
+
+        async def take(message: Any) -> None:
+            nonlocal inside
+            inside += 1
+            assert inside == 1
+            if len(got) % 3 == 0:
+                await asyncio.sleep(0)
+            got.append(int(message.data))
+            inside -= 1
+
+        await nc.subscribe("a", cb=take)
+        for number in range(3000):
+            await nc.publish("a", b"%d" % number)
+        await until(lambda: len(got) == 3000)
+        assert got == list(range(3000))
+        await nc.close()
+
+    run(main)
+
+
+# --- what nats-py does in its own delivery
+
+
+def test_msg_class_is_honoured(nsnd: Server) -> None:
+    class Own(nats.aio.msg.Msg):
+        pass
+
+    class OwnClient(insane_nats.NATS):
+        msg_class = Own
+
+    async def main() -> None:
+        nc = OwnClient()
+        await nc.connect(nsnd.url)
+        subscription = await nc.subscribe("a")
+        await nc.publish("a", b"x", reply="b")
+        message = await subscription.next_msg(5)
+        assert (type(message), message.subject, message.reply, message.data) == (Own, "a", "b", b"x")
+        await nc.close()
+
+    run(main)
+
+
+def test_own_process_msg_sees_every_message(nsnd: Server) -> None:
+    seen: list[bytes] = []
+
+    class OwnClient(insane_nats.NATS):
+        async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+            await asyncio.sleep(0)
+            seen.append(data)
+            await super()._process_msg(sid, subject, reply, data, headers)
+
+    async def main() -> None:
+        nc = OwnClient()
+        await nc.connect(nsnd.url)
+        subscription = await nc.subscribe("a")
+        for number in range(100):
+            await nc.publish("a", b"%d" % number, headers={"A": "b"})
+        await nc.flush()
+        assert subscription.pending_msgs == 100
+        messages = [await subscription.next_msg(5) for _ in range(100)]
+        assert [message.data for message in messages] == seen == [b"%d" % number for number in range(100)]
+        assert messages[0].headers == {"A": "b"}
+        assert (nc.stats["in_msgs"], nc.stats["in_bytes"]) == (100, sum(map(len, seen)))
+        await nc.close()
+
+    run(main)
+
+
+def test_jetstream_subscription_goes_through_nats_pys_delivery(nsnd: Server) -> None:
+    async def main() -> None:
+        nc = await connect(nsnd)
+        subscription = await nc.subscribe("deliver")
+        tracked: list[str] = []
+        subscription._jsi = types.SimpleNamespace(
+            _active=False, _ordered=False, track_sequences=tracked.append, get_js_delivered=lambda: 0, _fciseq=0
+        )
+        flow = await nc.subscribe("flow")
+        await nc.publish("deliver", b"x", reply="$JS.ACK.s.c.1.1.1.1.0")
+        # A flow control request, as a server sends it, is answered and not delivered.
+        nc._pump.deliver_status(subscription, "deliver", b"NATS/1.0 100 FlowControl Request\r\n\r\n")
+        await nc.flush()
+        assert subscription._jsi._active
+        assert tracked == ["$JS.ACK.s.c.1.1.1.1.0"]
+        assert (await subscription.next_msg(5)).data == b"x"
+        assert subscription.pending_msgs == 0
+        await flow.unsubscribe()
+        await nc.close()
+
+    run(main)
+
+
+def test_sid_can_change_as_ordered_consumers_do(nsnd: Server) -> None:
+    async def main() -> None:
+        nc = await connect(nsnd)
+        subscription = await nc.subscribe("old")
+        old = subscription._id
+        nc._remove_sub(old)
+        nc._sid += 1
+        nc._subs[nc._sid] = subscription
+        subscription._id = nc._sid
+        await nc._send_unsubscribe(old)
+        subscription._subject = "new"
+        await nc._send_subscribe(subscription)
+        await nc.publish("old", b"1")
+        await nc.publish("new", b"2")
+        assert (await subscription.next_msg(5)).data == b"2"
+        assert subscription.pending_msgs == 0
+        await nc.close()
+
+    run(main)
+
+
+# --- loops, threads, processes
+
+
+def test_connections_on_loops_of_several_threads(nsnd: Server) -> None:
+    results: list[int] = []
+
+    def work(name: str) -> None:
+        async def main() -> None:
+            nc = await connect(nsnd)
+
+            async def answer(message: Any) -> None:
+                await message.respond(message.data)
+
+            await nc.subscribe(name, cb=answer)
+            results.append(sum([int((await nc.request(name, b"1", timeout=10)).data) for _ in range(100)]))
+            await nc.close()
+
+        run(main)
+
+    threads = [threading.Thread(target=work, args=(f"service.{number}",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [100] * 4
+
+
+def test_after_fork_the_connection_says_what_to_do_and_a_new_one_works(nsnd: Server) -> None:
+    async def main() -> None:
+        nc = await connect(nsnd)
+        subscription = await nc.subscribe("a")
+        child = await asyncio.to_thread(fork, nc, subscription)
+        await nc.publish("a", b"x")
+        assert (await subscription.next_msg(5)).data == b"x"
+        assert child == "ok"
+        await nc.close()
+
+    def fork(nc: Client, subscription: Any) -> str:
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if not pid:
+            words = "?"
+            try:
+                words = in_child(nc, subscription)
+            except BaseException as error:
+                words = repr(error)
+            finally:
+                os.write(writing, words.encode())
+                os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            words = pipe.read()
+        os.waitpid(pid, 0)
+        return words
+
+    def in_child(nc: Client, subscription: Any) -> str:
+        async def inherited() -> None:
+            assert nc.is_closed
+            for call in (
+                lambda: nc.publish("a", b"x"),
+                lambda: nc.subscribe("a"),
+                lambda: nc.request("a", b"x"),
+                nc.flush,
+                nc.drain,
+                subscription.next_msg,
+                subscription.unsubscribe,
+            ):
+                with pytest.raises(nats.errors.ConnectionClosedError, match="before fork") as caught:
+                    await call()
+                assert isinstance(caught.value, InheritedConnectionError)
+            await nc.close()
+            fresh = await connect(nsnd)
+            mine = await fresh.subscribe("b")
+            await fresh.publish("b", b"x")
+            assert (await mine.next_msg(5)).data == b"x"
+            await fresh.close()
+
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        asyncio._set_running_loop(None)
+        loop.run_until_complete(inherited())
+        return "ok"
+
+    run(main)
+
+
+def test_connection_that_is_dropped_is_closed(nsnd: Server) -> None:
+    async def main() -> Any:
+        nc = await connect(nsnd)
+        return weakref.ref(nc._session)
+
+    session = asyncio.run(main())
+    gc.collect()
+    assert session() is None
+
+
+def test_program_that_ends_without_close_has_published(nsnd: Server, program: Callable[[str], subprocess.Popen[str]]) -> None:
+    async def main() -> None:
+        nc = await connect(nsnd)
+        subscription = await nc.subscribe("a")
+        program(
+            """
+            import asyncio, sys, insane_nats
+            async def main():
+                nc = await insane_nats.connect(sys.argv[1])
+                for number in range(100):
+                    await nc.publish("a", b"%d" % number)
+                print("published", flush=True)
+            asyncio.run(main())
+            """
+        )
+        assert [int((await subscription.next_msg(5)).data) for _ in range(100)] == list(range(100))
+        await nc.close()
+
+    run(main)
+
+
+# --- a subscriber that does not run
+
+STOPPED = """
+    import asyncio, sys, insane_nats
+    async def main():
+        async def report(error):
+            print("error", type(error).__name__, getattr(error, "dropped", ""), flush=True)
+        numbers = []
+        async def take(message):
+            if message.subject == "big.end":
+                print("end" if numbers == sorted(numbers) else "disorder", flush=True)
+            else:
+                numbers.append(int.from_bytes(message.data[:4], "big"))
+        nc = await insane_nats.connect(sys.argv[1], error_cb=report)
+        await nc.subscribe("big.*", cb=take)
+        print("ready", flush=True)
+        await asyncio.sleep(60)
+    asyncio.run(main())
+"""
+CHUNK = 512 << 10
+
+
+def test_publisher_waits_for_a_full_link_and_goes_on_when_there_is_room(
+    nsnd: Server, program: Callable[[str], subprocess.Popen[str]]
+) -> None:
+    async def main() -> None:
+        slow = program(STOPPED)
+        nc = await connect(nsnd, write_deadline=30)
+        own = await nc.subscribe("own")
+        slow.send_signal(signal.SIGSTOP)
+        finished: list[int] = []
+
+        async def publish(number: int) -> None:
+            await nc.publish("big.data", number.to_bytes(4, "big") + b"x" * CHUNK)
+            finished.append(number)
+
+        publishing = [asyncio.create_task(publish(number)) for number in range(160)]  # 80 MiB
+        await until(lambda: nc._pump.space_waiters)
+        # Who publishes to somebody else waits behind those who were first; own links are drained meanwhile.
+        last = asyncio.create_task(nc.publish("own", b"x"))
+        await asyncio.sleep(0.1)
+        assert not last.done()
+        slow.send_signal(signal.SIGCONT)
+        await asyncio.gather(*publishing, last)
+        assert sorted(finished) == list(range(160))
+        assert (await own.next_msg(5)).data == b"x"
+        await nc.publish("big.end")
+        assert slow.stdout is not None
+        assert await asyncio.to_thread(slow.stdout.readline) == "end\n"
+        await nc.close()
+
+    run(main)
+
+
+def test_past_the_write_deadline_the_subscriber_is_given_up_and_told(
+    nsnd: Server, program: Callable[[str], subprocess.Popen[str]]
+) -> None:
+    async def main() -> None:
+        reported: list[Exception] = []
+
+        async def report(error: Exception) -> None:
+            reported.append(error)
+
+        slow = program(STOPPED)
+        nc = await connect(nsnd, write_deadline=0.3, error_cb=report)
+        slow.send_signal(signal.SIGSTOP)
+        start = time.monotonic()
+        waits = 0
+        for _ in range(200):  # 100 MiB
+            before = time.monotonic()
+            await nc.publish("big.data", b"x" * CHUNK)
+            waits += time.monotonic() - before > 0.25
+        assert waits == 1
+        assert time.monotonic() - start < 20
+        assert not reported
+        slow.send_signal(signal.SIGCONT)
+        assert slow.stdout is not None
+        words = (await asyncio.to_thread(slow.stdout.readline)).split()
+        assert words[:2] == ["error", SessionSlowConsumerError.__name__]
+        assert int(words[2]) == 200
+        await nc.publish("big.end")
+        assert await asyncio.to_thread(slow.stdout.readline) == "end\n"
+        await nc.close()
+
+    run(main)
+
+
+def test_close_ends_a_publisher_that_waits(nsnd: Server, program: Callable[[str], subprocess.Popen[str]]) -> None:
+    async def main() -> None:
+        slow = program(STOPPED)
+        nc = await connect(nsnd)
+        slow.send_signal(signal.SIGSTOP)
+
+        async def publish() -> None:
+            while True:
+                await nc.publish("big.data", b"x" * CHUNK)
+
+        publishing = asyncio.create_task(publish())
+        await until(lambda: nc._pump.space_waiters)
+        start = time.monotonic()
+        await nc.close()
+        assert time.monotonic() - start < shim_connection.CLOSE_S + 2
+        with pytest.raises(nats.errors.ConnectionClosedError):
+            await publishing
+
+    run(main)
+
+
+def test_unreliable_publisher_never_waits(nsnd: Server, program: Callable[[str], subprocess.Popen[str]]) -> None:
+    async def main() -> None:
+        slow = program(STOPPED)
+        nc = await insane_nats.connect(f"{nsnd.url}?reliability=unreliable")
+        slow.send_signal(signal.SIGSTOP)
+        start = time.monotonic()
+        for _ in range(200):
+            await nc.publish("big.data", b"x" * CHUNK)
+        assert time.monotonic() - start < 8
+        assert nc.session_counters["dropped"] > 0
+        await nc.close()
+
+    run(main)

@@ -1,0 +1,42 @@
+"""`make lint`: ruff, mypy --strict, and C warnings as errors. All of them run; exit code 1 when one failed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# insane_nats.shim is checked as the package that it is installed as, through the link insane_nats/shim.
+PACKAGES = ("insane_nats", "nsnd", "benchmarks", "examples", "compat_tests", "tests", "tools")
+C_FOLDERS = ("shim/libnsn", "tests/c", "tests/fuzz", "benchmarks/c", "examples/insane")
+C_FLAGS = ("-std=gnu11", "-D_GNU_SOURCE=", "-O2", "-Wall", "-Wextra", "-Werror", "-I", "shim/libnsn", "-I", "tests/c")
+
+
+def run(title: str, command: list[str]) -> bool:
+    """Runs the command at the repository's root; True when it ended well."""
+    print(f"== {title}", flush=True)
+    return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL).returncode == 0
+
+
+def c_sources() -> list[str]:
+    """All C files of the repository, relative to its root."""
+    return sorted(str(path.relative_to(ROOT)) for folder in C_FOLDERS for path in (ROOT / folder).glob("*.c"))
+
+
+def main() -> int:
+    """Returns 0 when nothing was found."""
+    packages = [name for name in PACKAGES if any((ROOT / name).glob("**/*.py"))]
+    good = run("ruff", [sys.executable, "-m", "ruff", "check", "."])
+    good &= run("mypy --strict", [sys.executable, "-m", "mypy", *(word for name in packages for word in ("-p", name))])
+    if sys.platform == "linux":
+        compiler = os.environ.get("CC", "gcc")
+        for source in c_sources():
+            good &= run(f"{compiler} {source}", [compiler, *C_FLAGS, "-c", "-o", os.devnull, source])
+    print("lint: clean" if good else "lint: see above")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Prints the Python files of the package folder FOLDER that are installed, one a line: `python list_sources.py FOLDER`.
 
-Builders (*_build.py) only run at build time, and insane_nats/shim is a link to a folder that lists itself.
+Builders (*_build.py) only run at build time, and insane_nats/shim only stands for the folder shim, which lists itself.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ SUFFIXES = (".py", ".pyi", ".typed")
 
 
 def sources(top: str) -> list[str]:
-    """Paths relative to top, sorted; links to folders are not followed."""
+    """Paths relative to top, sorted."""
     found = []
-    for folder, _, names in os.walk(top):
+    for folder, folders, names in os.walk(top):
+        folders[:] = [name for name in folders if name != "shim"]
         for name in names:
             if name.endswith(SUFFIXES) and not name.endswith("_build.py"):
                 found.append(os.path.relpath(os.path.join(folder, name), top))

@@ -37,6 +37,7 @@ if [ "$(uname -s)" = Linux ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' | clang -x c -fsanitize=fuzzer -o /dev/null - 2>/dev/null ||
             (need "clang with libFuzzer" clang libclang-rt-dev) || true
+        command -v spin >/dev/null || (need "the model checker SPIN" spin) || true
     fi
 fi
 

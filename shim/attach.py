@@ -16,7 +16,7 @@ from nats.aio.client import DEFAULT_BUFFER_SIZE, Server, Srv
 from nats.aio.client import Client as NatsClient
 from nats.aio.transport import TcpTransport
 
-from insane_nats.shim import native, node, qos
+from insane_nats.shim import known_nodes, native, node, qos
 from insane_nats.shim import session as nsn
 from insane_nats.shim.connection import WRITE_DEADLINE_S, Connection, World
 from insane_nats.shim.errors import AttachRefusedError, NoNodeError, SessionError, WrongKindError
@@ -29,6 +29,7 @@ _logger = logging.getLogger("insane_nats")
 MODE_ENVIRONMENT = "INSANE_NATS_MODE"
 WRITE_DEADLINE_ENVIRONMENT = "INSANE_NATS_WRITE_DEADLINE"
 ATTACH_SPIN_NS = 200_000
+KNOWN_TIMEOUT_S = 0.2  # for a node that was there before; after it, its port is asked
 
 
 class _Abort(BaseException):
@@ -107,6 +108,9 @@ class Attaching(Connection):
             pool = []
         nobody = bool(pool) and len(pool) == len(self._server_pool)
         for server in pool:
+            if await self._attach_to_known(server):
+                self._put_first(server)
+                return
             found = await node.probe(server.uri, self.options["connect_timeout"])
             self._probes[id(server)] = found
             if found.found in (Found.NODE, Found.SERVER):
@@ -181,6 +185,9 @@ class Attaching(Connection):
             await super()._connect_to_server(s)
             return
         s.last_attempt = monotonic()
+        if self._attached_early:
+            self._attached_early = False
+            return
         found = self._probes.pop(id(s), None) or await node.probe(s.uri, self.options["connect_timeout"])
         try:
             if self._world is World.UNDECIDED:
@@ -221,6 +228,27 @@ class Attaching(Connection):
         finally:
             found.close()
 
+    async def _attach_to_known(self, server: Srv) -> bool:
+        """Attaches to the node that this process knows at the URL; False when there is none, or it does not let us in."""
+        known = known_nodes.find(server.uri)
+        if known is None:
+            return False
+        found = Probe(Found.NODE, known.info, own=True)
+        try:
+            session = await self._open(found, monotonic() + min(KNOWN_TIMEOUT_S, self.options["connect_timeout"]))
+        except SessionError:
+            known_nodes.forget(server.uri)
+            return False
+        if session.info().node_pid != known.node_pid:  # another one has taken its place, whose INFO says other things
+            session.close()
+            known_nodes.forget(server.uri)
+            return False
+        self._adopt(session)
+        self._found_info = found.info or {}
+        self._world = World.INSANE
+        self._attached_early = True
+        return True
+
     async def _attach_to(self, server: Srv, found: Probe) -> None:
         if found.found is not Found.NODE:
             what = found.error or found.found.value
@@ -235,13 +263,16 @@ class Attaching(Connection):
         deadline = monotonic() + self.options["connect_timeout"]
         try:
             if self._session is None:
-                await self._open(found, deadline)
+                session = await self._open(found, deadline)
+                self._adopt(session)
+                known_nodes.remember(server.uri, self._found_info, session.info().node_pid)
             else:
                 await self._reattach(found, deadline)
         except SessionError as error:
             raise AttachRefusedError(_refusal(server, found, str(error))) from error
 
-    async def _open(self, found: Probe, deadline: float) -> None:
+    async def _open(self, found: Probe, deadline: float) -> nsn.Session:
+        """A session that the node has let in. SessionError."""
         session = nsn.Session(
             nsn.SessionOptions(
                 socket_path=found.node["socket"],
@@ -257,6 +288,10 @@ class Attaching(Connection):
         except BaseException:
             session.close()
             raise
+        return session
+
+    def _adopt(self, session: nsn.Session) -> None:
+        """This connection's session from now on."""
         loop = asyncio.get_running_loop()
         session.when_inherited = self._inherited
         self._session = session

@@ -83,6 +83,7 @@ class Connection(NatsClient):
         self._write_deadline = WRITE_DEADLINE_S
         self._probes: dict[int, Probe] = {}
         self._looked_around = False
+        self._attached_early = False  # while looking around
         self._silent = False
         self._found_info: dict[str, Any] = {}
         self._known: dict[str, bytes] = {}

@@ -35,6 +35,7 @@ class SessionInfo:
 
     client_id: int
     max_payload: int  # bytes
+    node_pid: int  # nsnd's process
     version: str
 
 
@@ -88,7 +89,7 @@ class Session:
     def info(self) -> SessionInfo:
         info = ffi.new("struct nsn_session_info *")
         lib.nsn_session_info(self.handle, info)
-        return SessionInfo(info.client_id, info.max_payload, _text(info.version))
+        return SessionInfo(info.client_id, info.max_payload, info.node_pid, _text(info.version))
 
     def counters(self) -> dict[str, int]:
         """The session's counters (struct nsn_counters), by name."""

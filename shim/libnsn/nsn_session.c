@@ -229,7 +229,7 @@ int nsn_session_info(struct nsn_session *s, struct nsn_session_info *info)
 {
     pthread_mutex_lock(&s->lock);
     *info = (struct nsn_session_info){.client_id = s->client_id, .max_payload = s->max_payload, .slot = s->slot,
-                                      .generation = s->generation};
+                                      .generation = s->generation, .node_pid = s->node_pid};
     memcpy(info->version, s->version, sizeof info->version);
     memcpy(info->directory, s->directory, sizeof info->directory);
     pthread_mutex_unlock(&s->lock);

@@ -47,6 +47,7 @@ int nsn_session_forked(struct nsn_session *session);     /* 1 in a child of the 
 struct nsn_session_info {
     uint64_t client_id, max_payload;
     uint32_t slot, generation;
+    uint32_t node_pid; /* nsnd's process, as the kernel says */
     char version[32];
     char directory[256];
 };

@@ -13,8 +13,8 @@ import select
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 10.0

@@ -74,7 +74,7 @@ SCENARIOS: dict[str, Scenario] = {
     "rtt-64-busy": round_trips(5000, 500, beside=("busy",)),
     "rate-64": bursts(8, 50_000),
     "rate-64-iterator": bursts(8, 50_000, way="iterator"),
-    "rate-64-next": bursts(4, 25_000, way="next_msg"),
+    "rate-64-next": bursts(4, 50_000, way="next_msg"),
     "rate-64k": bursts(12, 512, size=65536, **LARGE),
     "fanout-64": bursts(4, 25_000, subscribers=4),
     "fanout-64k": bursts(8, 256, subscribers=4, size=65536, **LARGE),

@@ -72,7 +72,8 @@ static int find_subscription(struct delivery *d, uint32_t sid)
     if (!d->object && PyErr_Occurred())
         return -1;
     Py_XINCREF(d->object);
-    if (d->object && PyObject_TypeCheck(d->object, fast_subscription_type))
+    static PyTypeObject *seen;
+    if (d->object && fast_is(d->object, fast_subscription_type, &seen))
         d->subscription = (struct fast_subscription *)d->object;
     d->sid = sid;
     d->known = true;
@@ -201,7 +202,7 @@ static int enqueue(struct delivery *d, struct fast_subscription *subscription, P
         (queue->maxsize > 0 && (Py_ssize_t)queue->ring->count >= queue->maxsize))
         return call_and_drop(d->client, fast_name__too_slow, (PyObject *)subscription, message);
     subscription->pending_size = pending;
-    if (fast_ring_push(queue->ring, message))
+    if (fast_ring_push_untracked(queue->ring, message))
         return -1;
     if (queue->getters && PyObject_Size(queue->getters) > 0)
         return call_and_drop((PyObject *)queue, fast_name_wake_one, NULL, NULL);

@@ -39,6 +39,22 @@ extern PyTypeObject *fast_ring_type, *fast_message_type, *fast_call_type, *fast_
 FAST_NAMES(FAST_DECLARE)
 #undef FAST_DECLARE
 
+/* Whether an object is of the type or of a subclass. `seen` keeps the subclass met last, of which there is mostly one. */
+static inline bool fast_is(PyObject *object, PyTypeObject *type, PyTypeObject **seen)
+{
+    PyTypeObject *its = Py_TYPE(object);
+    if (its == *seen)
+        return true;
+    if (!PyType_IsSubtype(its, type))
+        return false;
+    PyTypeObject *before = *seen;
+    Py_INCREF(its);
+    *seen = its;
+    Py_XDECREF(before);
+    return true;
+}
+bool fast_is_message(PyObject *object);
+
 /* Each adds its type to the module; -1 with an exception. */
 int fast_add_ring(PyObject *module);
 int fast_add_message(PyObject *module);
@@ -57,6 +73,9 @@ struct fast_ring {
 };
 struct fast_ring *fast_ring_new(void);
 int fast_ring_push(struct fast_ring *ring, PyObject *item); /* takes a reference of its own; -1: no memory */
+/* The same for a message that nothing else refers to: a backlog is nothing for the garbage collector to walk through again and
+ * again. It is tracked again when it is taken out. */
+int fast_ring_push_untracked(struct fast_ring *ring, PyObject *message);
 PyObject *fast_ring_pop(struct fast_ring *ring);            /* the caller's reference; the ring must not be empty */
 
 /* --- message.c ---------------------------------------------------------------------------------------------------- */
@@ -68,6 +87,8 @@ struct fast_message {
     PyObject *block;   /* bytes of the headers as they came */
     char acknowledged;
 };
+/* Visits what the message refers to, its type left out. */
+int fast_message_traverse(PyObject *message, visitproc visit, void *arg);
 
 /* --- call.c ------------------------------------------------------------------------------------------------------- */
 

@@ -3,6 +3,12 @@
 
 PyTypeObject *fast_message_type;
 
+bool fast_is_message(PyObject *object)
+{
+    static PyTypeObject *seen;
+    return fast_is(object, fast_message_type, &seen);
+}
+
 /* The class attribute `decode` of the shim's Msg reads a block of headers. */
 static PyObject *get_headers(PyObject *self, void *unused)
 {
@@ -32,15 +38,20 @@ static int set_headers(PyObject *self, PyObject *value, void *unused)
     return 0;
 }
 
-static int traverse(PyObject *self, visitproc visit, void *arg)
+int fast_message_traverse(PyObject *self, visitproc visit, void *arg)
 {
     struct fast_message *message = (struct fast_message *)self;
-    Py_VISIT(Py_TYPE(self));
     Py_VISIT(message->client);
     Py_VISIT(message->data);
     Py_VISIT(message->headers);
     Py_VISIT(message->metadata);
     return 0;
+}
+
+static int traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    return fast_message_traverse(self, visit, arg);
 }
 
 static int clear(PyObject *self)

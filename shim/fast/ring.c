@@ -39,6 +39,15 @@ static int grow(struct fast_ring *ring)
     return 0;
 }
 
+int fast_ring_push_untracked(struct fast_ring *ring, PyObject *message)
+{
+    PyObject_GC_UnTrack(message);
+    if (fast_ring_push(ring, message) == 0)
+        return 0;
+    PyObject_GC_Track(message);
+    return -1;
+}
+
 int fast_ring_push(struct fast_ring *ring, PyObject *item)
 {
     if (ring->count == ring->capacity && grow(ring))
@@ -51,6 +60,8 @@ int fast_ring_push(struct fast_ring *ring, PyObject *item)
 PyObject *fast_ring_pop(struct fast_ring *ring)
 {
     PyObject *item = ring->items[ring->first];
+    if (fast_is_message(item) && !PyObject_GC_IsTracked(item))
+        PyObject_GC_Track(item);
     ring->first = (ring->first + 1) & (ring->capacity - 1);
     if (--ring->count == 0 && ring->capacity > KEPT_CAPACITY) {
         PyMem_Free(ring->items);
@@ -120,8 +131,17 @@ static int traverse(PyObject *self, visitproc visit, void *arg)
 {
     struct fast_ring *ring = (struct fast_ring *)self;
     Py_VISIT(Py_TYPE(self));
-    for (size_t i = 0; i < ring->count; i++)
-        Py_VISIT(ring->items[(ring->first + i) & (ring->capacity - 1)]);
+    for (size_t i = 0; i < ring->count; i++) {
+        PyObject *item = ring->items[(ring->first + i) & (ring->capacity - 1)];
+        /* What only the ring knows of is looked at as a part of it. */
+        if (Py_REFCNT(item) == 1 && fast_is_message(item) && !PyObject_GC_IsTracked(item)) {
+            int result = fast_message_traverse(item, visit, arg);
+            if (result)
+                return result;
+        } else {
+            Py_VISIT(item);
+        }
+    }
     return 0;
 }
 

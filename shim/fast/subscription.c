@@ -11,10 +11,9 @@ enum { CLOCK_EVERY = 64 };
 
 struct fast_queue *fast_queue_of(const struct fast_subscription *subscription)
 {
+    static PyTypeObject *seen;
     PyObject *queue = subscription->queue;
-    if (!queue || !PyObject_TypeCheck(queue, fast_queue_type))
-        return NULL;
-    return (struct fast_queue *)queue;
+    return queue && fast_is(queue, fast_queue_type, &seen) ? (struct fast_queue *)queue : NULL;
 }
 
 static PyObject *new_queue(PyTypeObject *type, PyObject *arguments, PyObject *names)
@@ -101,9 +100,9 @@ static bool turn_is_due(struct fast_connection *connection)
 static Py_ssize_t size_of(PyObject *item)
 {
     PyObject *data;
-    if (PyObject_TypeCheck(item, fast_message_type)) {
+    if (fast_is_message(item)) {
         data = ((struct fast_message *)item)->data;
-        return data ? PyObject_Size(data) : 0;
+        return !data ? 0 : PyBytes_CheckExact(data) ? PyBytes_Size(data) : PyObject_Size(data);
     }
     data = PyObject_GetAttrString(item, "data");
     Py_ssize_t size = data ? PyObject_Size(data) : -1;

@@ -21,9 +21,8 @@ class Connection:
     waiting: int
     trimming: bool
     pedantic: bool
-    when_returned: Callable[[], object] | None
     @property
-    def lent(self) -> int: ...
+    def lender(self) -> Lender: ...
     last_pass: float
     def __init__(self, client: object, session: int, message_type: type, plain_class: type, plain: bool) -> None: ...
     def publish(
@@ -34,6 +33,12 @@ class Connection:
     def emit(self, subject: bytes, reply: bytes, block: Block, length: int, /) -> int: ...
     def receive(self, spin_ns: int, /) -> int: ...
     def close(self) -> None: ...
+
+@final
+class Lender:
+    when_returned: Callable[[], object] | None
+    @property
+    def lent(self) -> int: ...
 
 @final
 class Loan:

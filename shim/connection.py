@@ -316,7 +316,7 @@ class Connection(NatsClient):
                 for waiter in list(sub._pending_next_msgs_calls.values()):
                     waiter.cancel()
                 sub._pending_next_msgs_calls.clear()
-            if self._fast is not None and self._fast.lent:  # the session stays until that is back, and gets nothing meanwhile
+            if self._fast is not None and self._fast.lender.lent:  # the session stays until that is back
                 lib.nsn_unsubscribe(self._handle, sub._id, 0)
         self._subs.clear()
 

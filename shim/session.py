@@ -12,7 +12,7 @@ from insane_nats.shim.errors import SessionError
 from insane_nats.shim.native import ffi, lib
 
 if TYPE_CHECKING:
-    from insane_nats._fast import Connection as FastConnection
+    from insane_nats._fast import Lender
 
 ERROR_SIZE = 512  # bytes, as libnsn keeps
 NAME_MAX = 127  # bytes of UTF-8
@@ -66,8 +66,8 @@ class Session:
             raise SessionError(ffi.errno, _text(error))
         self.handle: Any = handle
         self.when_inherited: Callable[[], None] | None = None
-        self._lending: list[FastConnection] = []
-        self._finalizer = weakref.finalize(self, _finish, handle, self._lending)
+        self._lenders: list[Lender] = []
+        self._finalizer = weakref.finalize(self, _finish, handle, self._lenders)
         _open.add(self)
 
     @property
@@ -112,16 +112,16 @@ class Session:
         if result < 0:
             raise SessionError(-result, self.error())
 
-    def lends_by(self, fast: FastConnection) -> None:
+    def lends_by(self, lender: Lender) -> None:
         """Memory is lent by it: the session may not be closed before that is back."""
-        self._lending.append(fast)
+        self._lenders.append(lender)
 
     def close(self) -> None:
         """Now, or when the last view of what was lent is gone."""
         self.handle = None
-        for fast in self._lending:
-            if fast.lent:
-                fast.when_returned = self._finalizer
+        for lender in self._lenders:
+            if lender.lent:
+                lender.when_returned = self._finalizer
                 return
         self._finalizer()
 
@@ -134,9 +134,9 @@ class Session:
                 self.when_inherited()
 
 
-def _finish(handle: Any, lending: list[FastConnection]) -> None:
+def _finish(handle: Any, lenders: list[Lender]) -> None:
     """When this process ends while memory is lent, its views must stay good to the last: the kernel takes all of it back."""
-    if not any(fast.lent for fast in lending):
+    if not any(lender.lent for lender in lenders):
         lib.nsn_session_close(handle)
 
 

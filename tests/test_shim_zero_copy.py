@@ -103,7 +103,7 @@ def test_handlers_end_releases(nsnd: Server) -> None:
         for message in seen:
             with pytest.raises(ValueError, match="released"):
                 message.data[0]
-        assert other._fast.lent == 0
+        assert other._fast.lender.lent == 0
 
     run(nsnd, body)
 
@@ -153,7 +153,7 @@ def test_a_buffer_is_used_once_and_by_its_own_connection(nsnd: Server) -> None:
             one.borrow((1 << 20) + 1)
         with pytest.raises(ValueError, match="-1 bytes"):
             one.borrow(-1)
-        assert one._fast.lent == 0
+        assert one._fast.lender.lent == 0
 
     run(nsnd, body)
 
@@ -168,7 +168,7 @@ def test_what_is_forgotten_goes_back_and_is_warned_about(nsnd: Server) -> None:
         buffer = one.borrow(LARGE)
         with pytest.warns(ResourceWarning, match="neither emitted nor released"):
             del buffer
-        assert other._fast.lent == one._fast.lent == 0
+        assert other._fast.lender.lent == one._fast.lender.lent == 0
 
     run(nsnd, body)
 
@@ -222,9 +222,9 @@ def test_object_that_uses_a_message_behind_its_handler_is_warned_about(nsnd: Ser
         with pytest.warns(ResourceWarning, match="to 'a' is still viewed behind its handler"):
             await deliver()
         assert next(users[0]) == (b"z",)
-        assert other._fast.lent == 1
+        assert other._fast.lender.lent == 1
         users.clear()
-        assert other._fast.lent == 0
+        assert other._fast.lender.lent == 0
 
     run(nsnd, body)
 
@@ -235,12 +235,12 @@ def test_what_waits_unread_keeps_its_memory_and_goes_with_the_subscription(nsnd:
         for _ in range(20):
             await one.emit("a", filled(one, LARGE, b"z"))
         await other.flush()
-        assert (sub.pending_msgs, sub.pending_bytes, other._fast.lent) == (20, 20 * LARGE, 20)
+        assert (sub.pending_msgs, sub.pending_bytes, other._fast.lender.lent) == (20, 20 * LARGE, 20)
         for _ in range(20):
             message = await sub.next_msg(5)
             assert bytes(message.data) == b"z" * LARGE
             message.release()
-        assert other._fast.lent == 0
+        assert other._fast.lender.lent == 0
 
     run(nsnd, body)
 

@@ -348,22 +348,6 @@ static PyObject *receive(PyObject *self, PyObject *argument)
     return PyLong_FromLong(count);
 }
 
-void fast_loan_ended(struct fast_connection *connection)
-{
-    if (--connection->lent || !connection->when_returned)
-        return;
-    PyObject *kind, *value, *traceback;
-    PyErr_Fetch(&kind, &value, &traceback);
-    PyObject *callback = connection->when_returned;
-    connection->when_returned = NULL;
-    PyObject *result = PyObject_CallNoArgs(callback);
-    if (!result)
-        PyErr_WriteUnraisable(callback);
-    Py_XDECREF(result);
-    Py_DECREF(callback);
-    PyErr_Restore(kind, value, traceback);
-}
-
 /* --- life --------------------------------------------------------------------------------------------------------- */
 
 static int clear_connection(PyObject *self)
@@ -398,7 +382,8 @@ static PyObject *new_connection(PyTypeObject *type, PyObject *arguments, PyObjec
     connection->messages = PyMem_Malloc(BATCH * sizeof *connection->messages);
     connection->blob = PyMem_Malloc(BLOB_SIZE);
     connection->attributes = PyObject_GetAttrString(client, "__dict__");
-    if (!connection->messages || !connection->blob || !connection->attributes) {
+    connection->lender = fast_lender_new((struct nsn_session *)(uintptr_t)session);
+    if (!connection->messages || !connection->blob || !connection->attributes || !connection->lender) {
         if (!PyErr_Occurred())
             PyErr_NoMemory();
         Py_DECREF(connection);
@@ -410,7 +395,7 @@ static PyObject *new_connection(PyTypeObject *type, PyObject *arguments, PyObjec
     connection->plain_class = plain_class;
     Py_INCREF(message_type);
     connection->message_type = message_type;
-    connection->session = connection->lender = (struct nsn_session *)(uintptr_t)session;
+    connection->session = (struct nsn_session *)(uintptr_t)session;
     connection->plain = (char)plain;
     connection->last_pass = fast_now();
     return (PyObject *)connection;
@@ -431,7 +416,7 @@ static int traverse_connection(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(connection->attributes);
     Py_VISIT(connection->message_type);
     Py_VISIT(connection->plain_class);
-    Py_VISIT(connection->when_returned);
+    Py_VISIT(connection->lender);
     return 0;
 }
 
@@ -441,7 +426,7 @@ static void dealloc_connection(PyObject *self)
     struct fast_connection *connection = (struct fast_connection *)self;
     PyObject_GC_UnTrack(self);
     clear_connection(self);
-    Py_CLEAR(connection->when_returned);
+    Py_XDECREF((PyObject *)connection->lender);
     PyMem_Free(connection->last_bytes);
     PyMem_Free(connection->messages);
     PyMem_Free(connection->blob);
@@ -453,9 +438,7 @@ static PyMemberDef members[] = {
     {"max_payload", T_LONGLONG, offsetof(struct fast_connection, max_payload), 0, "Bytes; above, publish() goes the slow way."},
     {"waiting", T_INT, offsetof(struct fast_connection, waiting), 0, "Publishers that wait for room, which is first come first served."},
     {"trimming", T_BOOL, offsetof(struct fast_connection, trimming), 0, "A timer is set that gives idle memory back."},
-    {"lent", T_PYSSIZET, offsetof(struct fast_connection, lent), READONLY, "Messages and buffers in the program's hands."},
-    {"when_returned", T_OBJECT, offsetof(struct fast_connection, when_returned), 0,
-     "Called when the last of them is back: the session may be closed then, and not before."},
+    {"lender", T_OBJECT, offsetof(struct fast_connection, lender), READONLY, "What is in the program's hands."},
     {"pedantic", T_BOOL, offsetof(struct fast_connection, pedantic), 0, "Subjects are looked at once more, by Python."},
     {"last_pass", T_DOUBLE, offsetof(struct fast_connection, last_pass), 0, "Monotonic seconds: when the loop last went round."},
     {NULL, 0, 0, 0, NULL},

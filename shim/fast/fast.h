@@ -28,7 +28,7 @@
 /* --- types, made once by the module ------------------------------------------------------------------------------- */
 
 extern PyTypeObject *fast_ring_type, *fast_message_type, *fast_call_type, *fast_connection_type, *fast_queue_type,
-    *fast_subscription_type, *fast_iterator_type, *fast_loan_type, *fast_block_type;
+    *fast_subscription_type, *fast_iterator_type, *fast_loan_type, *fast_block_type, *fast_lender_type;
 
 /* Names of attributes and methods, interned. */
 #define FAST_NAMES(X)                                                                                                          \
@@ -125,9 +125,7 @@ enum fast_step fast_delegate(struct fast_call *call, PyObject *owner, PyObject *
 struct fast_connection {
     PyObject_HEAD
     struct nsn_session *session; /* NULL: closed */
-    struct nsn_session *lender;  /* the same, also after close(), while anything is lent */
-    Py_ssize_t lent;             /* loans and blocks in the program's hands */
-    PyObject *when_returned;     /* called when the last of them is back after close(), or NULL */
+    struct fast_lender *lender;
     PyObject *client;            /* NULL: closed */
     PyObject *attributes;        /* client.__dict__ */
     PyObject *message_type;      /* a subclass of struct fast_message's type and of nats-py's Msg */
@@ -147,7 +145,6 @@ struct fast_connection {
     struct nsn_message *messages;
     uint8_t *blob;
 };
-void fast_loan_ended(struct fast_connection *connection); /* one of them is back */
 double fast_now(void); /* seconds of the monotonic clock */
 /* nats-py's status number, -1 with an exception. */
 long fast_status(const struct fast_connection *connection);
@@ -157,6 +154,15 @@ PyObject *fast_publish(PyObject *self, PyObject *const *arguments, Py_ssize_t co
 PyObject *fast_post(PyObject *self, PyObject *const *arguments, Py_ssize_t count);
 
 /* --- lend.c ------------------------------------------------------------------------------------------------------- */
+
+/* A session's memory in the program's hands. It outlives the connection, which it knows nothing of. */
+struct fast_lender {
+    PyObject_HEAD
+    struct nsn_session *session;
+    Py_ssize_t lent;         /* loans and blocks that are not back */
+    PyObject *when_returned; /* called when the last of them is back, or NULL */
+};
+struct fast_lender *fast_lender_new(struct nsn_session *session);
 
 /* A read-only memoryview of a large message where it lies, which holds it from now on. NULL: it was given back. */
 PyObject *fast_lend(struct fast_connection *connection, uint32_t large, const uint8_t *data, size_t size);

@@ -5,13 +5,96 @@
 #include <errno.h>
 #include <string.h>
 
-PyTypeObject *fast_loan_type, *fast_block_type;
+PyTypeObject *fast_loan_type, *fast_block_type, *fast_lender_type;
+
+/* --- who lends ---------------------------------------------------------------------------------------------------- */
+
+struct fast_lender *fast_lender_new(struct nsn_session *session)
+{
+    struct fast_lender *lender = PyObject_GC_New(struct fast_lender, fast_lender_type);
+    if (!lender)
+        return NULL;
+    lender->session = session;
+    lender->lent = 0;
+    lender->when_returned = NULL;
+    PyObject_GC_Track(lender);
+    return lender;
+}
+
+/* A reference that something lent has to its lender. */
+static struct fast_lender *lends(struct fast_lender *lender)
+{
+    lender->lent++;
+    Py_INCREF((PyObject *)lender);
+    return lender;
+}
+
+static void is_back(struct fast_lender *lender)
+{
+    if (--lender->lent || !lender->when_returned)
+        return;
+    PyObject *kind, *value, *traceback;
+    PyErr_Fetch(&kind, &value, &traceback);
+    PyObject *callback = lender->when_returned;
+    lender->when_returned = NULL;
+    PyObject *result = PyObject_CallNoArgs(callback);
+    if (!result)
+        PyErr_WriteUnraisable(callback);
+    Py_XDECREF(result);
+    Py_DECREF(callback);
+    PyErr_Restore(kind, value, traceback);
+}
+
+static int traverse_lender(PyObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(((struct fast_lender *)self)->when_returned);
+    return 0;
+}
+
+static int clear_lender(PyObject *self)
+{
+    Py_CLEAR(((struct fast_lender *)self)->when_returned);
+    return 0;
+}
+
+static void dealloc_lender(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    clear_lender(self);
+    PyObject_GC_Del(self);
+    Py_DECREF(type);
+}
+
+static PyMemberDef lender_members[] = {
+    {"lent", T_PYSSIZET, offsetof(struct fast_lender, lent), READONLY, "Messages and buffers in the program's hands."},
+    {"when_returned", T_OBJECT, offsetof(struct fast_lender, when_returned), 0,
+     "Called when the last of them is back: the session may be closed then, and not before."},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot lender_slots[] = {
+    {Py_tp_doc, "A session's memory in the program's hands."},
+    {Py_tp_dealloc, dealloc_lender},
+    {Py_tp_traverse, traverse_lender},
+    {Py_tp_clear, clear_lender},
+    {Py_tp_members, lender_members},
+    {0, NULL},
+};
+
+static PyType_Spec lender_spec = {
+    .name = "insane_nats._fast.Lender",
+    .basicsize = sizeof(struct fast_lender),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = lender_slots,
+};
 
 /* --- a message that is read in place ------------------------------------------------------------------------------ */
 
 struct loan {
     PyObject_HEAD
-    struct fast_connection *connection;
+    struct fast_lender *lender;
     const uint8_t *data;
     Py_ssize_t size;
     uint32_t large;
@@ -24,9 +107,8 @@ static void give_back(struct loan *loan)
     if (!loan->held)
         return;
     loan->held = 0;
-    struct fast_connection *connection = loan->connection;
-    nsn_large_release(connection->lender, loan->large);
-    fast_loan_ended(connection);
+    nsn_large_release(loan->lender->session, loan->large);
+    is_back(loan->lender);
 }
 
 static int view_loan(PyObject *self, Py_buffer *view, int flags)
@@ -59,7 +141,7 @@ static void dealloc_loan(PyObject *self)
     PyTypeObject *type = Py_TYPE(self);
     struct loan *loan = (struct loan *)self;
     give_back(loan);
-    Py_XDECREF((PyObject *)loan->connection);
+    Py_DECREF((PyObject *)loan->lender);
     PyObject_Free(self);
     Py_DECREF(type);
 }
@@ -71,14 +153,12 @@ PyObject *fast_lend(struct fast_connection *connection, uint32_t large, const ui
         nsn_large_release(connection->session, large);
         return NULL;
     }
-    Py_INCREF((PyObject *)connection);
-    loan->connection = connection;
+    loan->lender = lends(connection->lender);
     loan->data = data;
     loan->size = (Py_ssize_t)size;
     loan->large = large;
     loan->held = 1;
     loan->meant = 0;
-    connection->lent++;
     PyObject *view = PyMemoryView_FromObject((PyObject *)loan);
     if (!view)
         loan->meant = 1;
@@ -111,7 +191,7 @@ static PyType_Spec loan_spec = {
 
 struct block {
     PyObject_HEAD
-    struct fast_connection *connection;
+    struct fast_lender *lender;
     struct nsn_buffer_out buffer; /* its block is NULL when it was given away or back */
     Py_ssize_t size, views;
 };
@@ -124,7 +204,7 @@ static bool is_held(const struct block *block)
 static void forget_block(struct block *block)
 {
     block->buffer = (struct nsn_buffer_out){NULL, NULL, 0};
-    fast_loan_ended(block->connection);
+    is_back(block->lender);
 }
 
 static int view_block(PyObject *self, Py_buffer *view, int flags)
@@ -161,7 +241,7 @@ static PyObject *release_block(PyObject *self, PyObject *unused)
     if (is_held(block)) {
         if (check_unviewed(block, "released"))
             return NULL;
-        nsn_buffer_drop(block->connection->lender, &block->buffer);
+        nsn_buffer_drop(block->lender->session, &block->buffer);
         forget_block(block);
     }
     Py_RETURN_NONE;
@@ -174,13 +254,13 @@ static void dealloc_block(PyObject *self)
     if (is_held(block)) {
         PyObject *kind, *value, *traceback;
         PyErr_Fetch(&kind, &value, &traceback);
-        nsn_buffer_drop(block->connection->lender, &block->buffer);
+        nsn_buffer_drop(block->lender->session, &block->buffer);
         forget_block(block);
         if (PyErr_WarnEx(PyExc_ResourceWarning, "a borrowed buffer was neither emitted nor released: it is released now", 1))
             PyErr_WriteUnraisable((PyObject *)type);
         PyErr_Restore(kind, value, traceback);
     }
-    Py_XDECREF((PyObject *)block->connection);
+    Py_DECREF((PyObject *)block->lender);
     PyObject_Free(self);
     Py_DECREF(type);
 }
@@ -202,12 +282,10 @@ PyObject *fast_borrow(PyObject *self, PyObject *argument)
         nsn_buffer_drop(connection->session, &buffer);
         return NULL;
     }
-    Py_INCREF(self);
-    block->connection = connection;
+    block->lender = lends(connection->lender);
     block->buffer = buffer;
     block->size = size;
     block->views = 0;
-    connection->lent++;
     return (PyObject *)block;
 }
 
@@ -227,7 +305,7 @@ PyObject *fast_emit(PyObject *self, PyObject *const *given, Py_ssize_t count)
         PyErr_SetString(PyExc_ValueError, "this buffer was released or emitted: borrow another one");
         return NULL;
     }
-    if (block->connection != connection || length < 0 || length > block->size) {
+    if (block->lender != connection->lender || length < 0 || length > block->size) {
         PyErr_SetString(PyExc_ValueError, "a buffer is emitted by the connection that it was borrowed from, with a length up to its own");
         return NULL;
     }
@@ -306,7 +384,8 @@ static PyType_Spec block_spec = {
 
 int fast_add_lend(PyObject *module)
 {
-    fast_loan_type = fast_add_type(module, &loan_spec);
+    fast_lender_type = fast_add_type(module, &lender_spec);
+    fast_loan_type = fast_lender_type ? fast_add_type(module, &loan_spec) : NULL;
     fast_block_type = fast_loan_type ? fast_add_type(module, &block_spec) : NULL;
     return fast_block_type ? 0 : -1;
 }

@@ -136,8 +136,8 @@ class Control:
         own = os.getuid()
         served = ", ".join(map(str, sorted(self._node.config.users)))
         whom = f"uid {own} and those that its nsnd.cfg names ({served})" if served else f"uid {own} alone"
-        self._refuse(connection, errno.EACCES, f"this node (pid {os.getpid()}) serves {whom}, and you are uid {connection.uid}: "
-                     f"run the program as uid {own}, or have the node's nsnd.cfg name you ([access] users = "
+        self._refuse(connection, errno.EACCES, f"this node (pid {os.getpid()}) serves {whom}, and you are uid "
+                     f"{connection.uid}: run the program as uid {own}, or have the node's nsnd.cfg name you ([access] users = "
                      f"[{connection.uid}]), or run a node of your own on another port")
 
     def _refuse_full(self, connection: Connection) -> None:
@@ -299,7 +299,7 @@ class Control:
         session = self._producer(connection)
         consumer = self._consumer(session, slot, generation)
         if consumer is not None and consumer.uid != session.uid:
-            raise ProtocolError(errno.EPERM, f"a session of uid {session.uid} hands its memory over to one of uid {consumer.uid}")
+            raise ProtocolError(errno.EPERM, f"a session of uid {session.uid} hands memory over to one of uid {consumer.uid}")
         if consumer is not None:
             consumer.segment(session, number, size, fds.pop())
 

@@ -51,8 +51,13 @@ class Stage:
 
     async def hear(self) -> Any:
         """What the test tells next."""
-        while not self._pipe.poll(0):
-            await asyncio.sleep(0.002)
+        readable = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._pipe.fileno(), readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(self._pipe.fileno())
         return self._pipe.recv()
 
 

@@ -50,35 +50,44 @@ static int attach_small_pages(int32_t segment, void **memory)
         *memory = shmat(segment, start + ((uintptr_t)start % HUGE_PAGE ? 0 : SHMLBA), SHM_RDONLY);
         if (*memory != (void *)-1)
             return 0;
-        if (errno != EINVAL) /* which is also what a segment that is not there gets */
-            return -errno;
-        struct shmid_ds status;
-        if (shmctl(segment, IPC_STAT, &status) < 0)
+        if (errno != EINVAL)
             return -errno;
     }
     return -EPROTO;
+}
+
+static int check(int32_t segment, uint32_t uid, uint32_t pid, char *error, size_t error_size)
+{
+    struct shmid_ds status;
+    if (segment < 0 || shmctl(segment, IPC_STAT, &status) < 0) {
+        int result = segment < 0 ? -EINVAL : -errno;
+        return nsn_explain(error, error_size, result, "segment %d cannot be attached: %s", segment, strerror(-result));
+    }
+    if (status.shm_segsz == sizeof(struct nsn_place) && status.shm_perm.uid == uid && status.shm_perm.cuid == uid &&
+        (status.shm_perm.mode & 0777) == MODE && (!pid || (uint32_t)status.shm_cpid == pid))
+        return 0;
+    return nsn_explain(error, error_size, -EPROTO,
+                       "segment %d has %zu bytes, user %u (made by %u), mode %o, and was made by process %d: expected were %zu "
+                       "bytes, user %u, mode %o, and the session's own process", segment, status.shm_segsz, status.shm_perm.uid,
+                       status.shm_perm.cuid, status.shm_perm.mode & 0777u, (int)status.shm_cpid, sizeof(struct nsn_place), uid,
+                       MODE);
 }
 
 int nsn_place_attach(const struct nsn_place **place, int32_t segment, uint32_t uid, uint32_t pid, char *error,
                      size_t error_size)
 {
     void *memory;
-    struct shmid_ds status;
-    int result = segment < 0 ? -EINVAL : attach_small_pages(segment, &memory);
+    int result = check(segment, uid, pid, error, error_size);
+    if (result)
+        return result;
+    result = attach_small_pages(segment, &memory);
     if (result)
         return nsn_explain(error, error_size, result, "segment %d cannot be attached: %s", segment,
                            result == -EPROTO ? "it is not of ordinary memory" : strerror(-result));
-    /* Looked at while it is attached: under this number there can be no other one now. */
-    if (shmctl(segment, IPC_STAT, &status) < 0)
-        result = -errno;
-    else if (status.shm_segsz != sizeof(struct nsn_place) || status.shm_perm.uid != uid || status.shm_perm.cuid != uid ||
-             (status.shm_perm.mode & 0777) != MODE || (pid && (uint32_t)status.shm_cpid != pid))
-        result = nsn_explain(error, error_size, -EPROTO,
-                             "segment %d has %zu bytes, user %u (made by %u), mode %o, and was made by process %d: expected were %zu "
-                             "bytes, user %u, mode %o", segment, status.shm_segsz, status.shm_perm.uid, status.shm_perm.cuid,
-                             status.shm_perm.mode & 0777u, (int)status.shm_cpid, sizeof(struct nsn_place), uid, MODE);
-    if (!result)
-        result = keep_private(memory);
+    /* Once more, while it is attached: under this number there can be no other one now. */
+    result = check(segment, uid, pid, error, error_size);
+    if (!result && (result = keep_private(memory)))
+        nsn_explain(error, error_size, result, "segment %d cannot be kept to this process: %s", segment, strerror(-result));
     if (result) {
         shmdt(memory);
         return result;

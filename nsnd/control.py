@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nsnd import __version__
-from nsnd.connections import Connection, receive_buffer
+from nsnd.connections import Connection, close_elsewhere, is_memory, receive_buffer
 from nsnd.fabric import FabricError
 from nsnd.processes import Process
 from nsnd.protocol import (
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 ACCEPT_BURST = 64
 ACCEPT_RETRY_S = 0.1
 STRANGERS_MAX = 1024  # connections that have said no HELLO, or half of what sessions may hand over; above, the oldest is closed
+STRANGE_MAX = 32  # threads that close what cannot be closed, of one user
 OTHERS_MAX = 512  # connections of one user that is not nsnd's
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -69,6 +70,7 @@ class Control:
         self._strangers: dict[Connection, None] = {}
         self._others: dict[int, int] = {}  # connections of each user that is not nsnd's
         self._attached: set[Connection] = set()
+        self._strange: dict[int, int] = {}  # how often each of them handed over a descriptor of another kind
         self._listener = _listen(path)
         self.share(bool(node.config.users))
         self._loop.add(self._listener.fileno(), select.EPOLLIN, self._accept)
@@ -114,6 +116,9 @@ class Control:
                 self._others[connection.uid] = self._others.get(connection.uid, 0) + 1
             if connection.uid not in (os.getuid(), *self._node.config.users):
                 self._refuse_user(connection)
+            elif self._strange.get(connection.uid, 0) > STRANGE_MAX:
+                self._refuse(connection, errno.EACCES, f"programs of uid {connection.uid} have handed over descriptors that are no "
+                             f"memory files, and are not served any more by this node (pid {os.getpid()}): start it anew")
             elif self._others.get(connection.uid, 0) > OTHERS_MAX:
                 self._refuse(connection, errno.EDQUOT, f"uid {connection.uid} has {OTHERS_MAX} connections to this node (pid "
                              f"{os.getpid()}) already, and another user than the node's has no more: end some programs")
@@ -201,6 +206,8 @@ class Control:
     def received(self, connection: Connection, packet: memoryview, fds: list[int], flags: int) -> None:
         """Checks the packet as a whole. Handlers take descriptors out of `fds`; what is left there is closed."""
         try:
+            if fds and connection.uid != os.getuid():
+                self._check_descriptors(connection, fds)
             handler = self._check(connection, packet, fds, flags)
             if handler is not None:
                 handler(connection, packet, fds)
@@ -209,6 +216,15 @@ class Control:
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _check_descriptors(self, connection: Connection, fds: list[int]) -> None:
+        """Another user could stop the node, or a session, by a descriptor that cannot be closed."""
+        strange = [fd for fd in fds if not is_memory(fd)]
+        if strange:
+            fds[:] = [fd for fd in fds if fd not in strange]
+            close_elsewhere(strange)
+            self._strange[connection.uid] = self._strange.get(connection.uid, 0) + 1
+            raise ProtocolError(errno.EPROTO, "a descriptor came that is no memory file")
 
     def _check(self, connection: Connection, packet: memoryview, fds: list[int], flags: int) -> Handler | None:
         if flags & _TRUNCATED:

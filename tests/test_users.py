@@ -4,6 +4,7 @@ manners harms nobody."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import os
@@ -424,7 +425,7 @@ def test_what_is_not_its_place_is_refused(node: SharedNode) -> None:
     def lie() -> None:
         for segment, words in ((Place(4096).number, "4096 bytes"), (Place(1 << 24).number, "16777216 bytes"),
                                (Place(mode=0o666).number, "mode 666"), (of_bob, f"user {BOB}"), (-1, "segment -1"),
-                               (2**31 - 1, "cannot be attached")):
+                               (2**31 - 1, "is not there")):
             assert words in raw(node, segment).refused().text
         attached(node)  # and one that is right is let in
 
@@ -524,6 +525,68 @@ def test_links_of_any_kind_and_floods_of_rings_harm_nobody(node: SharedNode) -> 
     node.act(BOB, asks).end()
     assert os.waitpid(bad, 0)[1] == 0
     node.act(BOB, asks).end()
+
+
+def lingering_socket() -> socket.socket:
+    """To close it takes a minute, if it is not a thread's of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sock = socket.create_connection(listener.getsockname())
+        peer, _ = listener.accept()
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, array("i", [1, 60]).tobytes())
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sock.send(bytes(1 << 16))
+    peer.detach()  # and nobody reads it
+    return sock
+
+
+def test_descriptors_that_cannot_be_closed_stop_neither_the_node_nor_a_session(node: SharedNode) -> None:
+    program = node.act(OWNER, echo)
+    assert program.hear() == "ready"
+    (consumer,) = node.sessions()
+
+    def hand_over() -> None:
+        body = p.LINK.pack(p.MAGIC, p.PacketType.LINK, 1, consumer["slot"], consumer["generation"], 1, 0, 0)
+        for _ in range(33):
+            session = attached(node)
+            with lingering_socket() as sock:
+                session.send(p.PacketType.LINK, body[p.PACKET.size :], sock.fileno())
+                fd = sock.detach()
+            refused = session.refused()
+            assert "no memory file" in refused.text
+            fds.append(fd)
+        session = RawSession(node.socket, node.port)
+        session.connect()
+        assert f"programs of uid {ALICE}" in session.refused().text
+
+    fds: list[int] = []
+    outcome(ALICE, hand_over)
+    began = time.monotonic()
+    node.act(BOB, asks).end()
+    assert time.monotonic() - began < 30
+
+
+def kernel_version() -> tuple[int, ...]:
+    return tuple(map(int, os.uname().release.split("-")[0].split(".")[:2]))
+
+
+@pytest.mark.skipif(kernel_version() < (6, 16), reason="this kernel takes descriptors on every Unix socket (before 6.16)")
+@pytest.mark.parametrize("uid", [OWNER, BOB])
+def test_nobody_sends_descriptors_with_a_ring(node: SharedNode, uid: int) -> None:
+    program = node.act(uid, echo)
+    assert program.hear() == "ready"
+
+    def ring() -> None:
+        first, second = array("Q", (node.directory / str(node.port) / "slots").read_bytes()[4096 + 24 : 4096 + 40])
+        path = str(node.directory / str(node.port) / "bell.0")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ringer:
+            ringer.connect(path if uid == OWNER else f"\0insane_nats/{first:016x}{second:016x}")
+            ringer.send(b"x")
+            with pytest.raises(PermissionError):
+                ringer.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [0]))])
+
+    outcome(ALICE, ring)
 
 
 def test_another_user_gets_its_share_of_sessions_and_subscriptions(node: SharedNode) -> None:

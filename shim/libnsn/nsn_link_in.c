@@ -248,7 +248,10 @@ int nsn_link_in_peek(struct nsn_link_in *link, struct nsn_record_view *view, uin
     uint64_t inside = elsewhere ? 0 : record->header_length + record->payload_length;
     if (offset + (pool ? sizeof view->pool_ref : 0) + record->subject_length + record->reply_length + inside > length)
         return broken(link);
-    memcpy(view->sids, at + sizeof *record, sid_bytes);
+    if (sid_bytes == sizeof view->sids[0]) /* mostly: and no call */
+        memcpy(view->sids, at + sizeof *record, sizeof view->sids[0]);
+    else
+        memcpy(view->sids, at + sizeof *record, sid_bytes);
     if (pool) {
         memcpy(&view->pool_ref, at + offset, sizeof view->pool_ref);
         offset += sizeof view->pool_ref;

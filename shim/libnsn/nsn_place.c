@@ -61,7 +61,8 @@ static int check(int32_t segment, uint32_t uid, uint32_t pid, char *error, size_
     struct shmid_ds status;
     if (segment < 0 || shmctl(segment, IPC_STAT, &status) < 0) {
         int result = segment < 0 ? -EINVAL : -errno;
-        return nsn_explain(error, error_size, result, "segment %d cannot be attached: %s", segment, strerror(-result));
+        return nsn_explain(error, error_size, result, "segment %d is not there: %s; are both in one IPC namespace?", segment,
+                           strerror(-result));
     }
     if (status.shm_segsz == sizeof(struct nsn_place) && status.shm_perm.uid == uid && status.shm_perm.cuid == uid &&
         (status.shm_perm.mode & 0777) == MODE && (!pid || (uint32_t)status.shm_cpid == pid))

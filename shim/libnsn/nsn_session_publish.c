@@ -11,6 +11,7 @@
 
 #define FORKED "this connection was made before fork(): connect again in the child"
 #define ALIGN8(n) (((n) + 7u) & ~7u)
+#define ON_THE_WAY static inline __attribute__((always_inline)) /* of every message, from several places */
 
 static bool alive(const struct nsn_session *s, uint32_t slot, uint32_t generation)
 {
@@ -417,23 +418,23 @@ static uint64_t next_random(struct nsn_session *s)
     return s->random * 0x2545f4914f6cdd1dull;
 }
 
-static uint64_t bytes_of(const struct nsn_parts *parts) { return parts->header_length + parts->payload_length; }
-static bool is_large(const struct nsn_parts *parts) { return parts->block || bytes_of(parts) > NSN_INLINE_MAX; }
+ON_THE_WAY uint64_t bytes_of(const struct nsn_parts *parts) { return parts->header_length + parts->payload_length; }
+ON_THE_WAY bool is_large(const struct nsn_parts *parts) { return parts->block || bytes_of(parts) > NSN_INLINE_MAX; }
 
 /* Another user cannot read this session's pool: a large payload goes to it through the link, in parts. */
-static bool in_parts(const struct nsn_parts *parts, const struct nsn_peer_out *peer)
+ON_THE_WAY bool in_parts(const struct nsn_parts *parts, const struct nsn_peer_out *peer)
 {
     return peer->copies && bytes_of(parts) > NSN_INLINE_MAX;
 }
 
 /* Bytes of a record to one session, but for the payload and what stands for it. */
-static uint32_t front_bytes(const struct nsn_parts *parts, uint32_t sids)
+ON_THE_WAY uint32_t front_bytes(const struct nsn_parts *parts, uint32_t sids)
 {
     return (uint32_t)(sizeof(struct nsn_record) + ALIGN8(4 * sids) + parts->subject_length + parts->reply_length);
 }
 
 /* Most bytes that a record to one session can take in its link. */
-static uint32_t record_bound(const struct nsn_parts *parts, const struct nsn_peer_out *peer, uint32_t sids)
+ON_THE_WAY uint32_t record_bound(const struct nsn_parts *parts, const struct nsn_peer_out *peer, uint32_t sids)
 {
     bool pool = is_large(parts) && !peer->copies;
     return ALIGN8(front_bytes(parts, sids) + (pool ? (uint32_t)sizeof(struct nsn_pool_ref) : (uint32_t)bytes_of(parts)));
@@ -441,20 +442,24 @@ static uint32_t record_bound(const struct nsn_parts *parts, const struct nsn_pee
 
 #define PART_BYTES (NSN_PART_MAX - (uint32_t)sizeof(struct nsn_record)) /* of the payload, in each */
 
+static __attribute__((noinline)) struct nsn_need need_in_parts(const struct nsn_parts *parts, uint32_t records)
+{
+    uint32_t each = 1 + (uint32_t)((bytes_of(parts) + PART_BYTES - 1) / PART_BYTES);
+    return (struct nsn_need){.length = NSN_PART_MAX, .parts = records * each};
+}
+
 /* For so many subscriptions of one session. */
-static struct nsn_need need_of(const struct nsn_parts *parts, const struct nsn_peer_out *peer, uint32_t count)
+ON_THE_WAY struct nsn_need need_of(const struct nsn_parts *parts, const struct nsn_peer_out *peer, uint32_t count)
 {
     uint32_t records = (count + NSN_RECORD_SIDS - 1) / NSN_RECORD_SIDS;
-    if (in_parts(parts, peer)) {
-        uint32_t each = 1 + (uint32_t)((bytes_of(parts) + PART_BYTES - 1) / PART_BYTES);
-        return (struct nsn_need){.length = NSN_PART_MAX, .parts = records * each};
-    }
+    if (in_parts(parts, peer))
+        return need_in_parts(parts, records);
     uint64_t pool = is_large(parts) && !peer->copies ? bytes_of(parts) : 0;
     uint32_t sids = count < NSN_RECORD_SIDS ? count : NSN_RECORD_SIDS;
     return (struct nsn_need){.length = records * record_bound(parts, peer, sids), .pool = records * pool};
 }
 
-static int room_for(const struct nsn_peer_out *peer, const struct nsn_need *need)
+ON_THE_WAY int room_for(const struct nsn_peer_out *peer, const struct nsn_need *need)
 {
     return need->parts ? nsn_link_out_room_for(peer->link, need->length, need->parts)
                        : nsn_link_out_room(peer->link, need->length, need->pool);
@@ -598,8 +603,8 @@ static int admit(struct nsn_session *s, const struct nsn_parts *parts)
 
 /* --- writing ---------------------------------------------------------------------------------------------------------- */
 
-static uint8_t *write_front(struct nsn_peer_out *peer, const struct nsn_parts *parts, const struct nsn_target *targets,
-                            uint32_t count, uint32_t length, uint8_t flags)
+ON_THE_WAY uint8_t *write_front(struct nsn_peer_out *peer, const struct nsn_parts *parts, const struct nsn_target *targets,
+                                uint32_t count, uint32_t length, uint8_t flags)
 {
     struct nsn_record record = {
         .length = length,
@@ -622,7 +627,7 @@ static uint8_t *write_front(struct nsn_peer_out *peer, const struct nsn_parts *p
     return at + ALIGN8(4 * count);
 }
 
-static uint8_t *write_names(uint8_t *at, const struct nsn_parts *parts)
+ON_THE_WAY uint8_t *write_names(uint8_t *at, const struct nsn_parts *parts)
 {
     nsn_copy_to_shared(at, parts->subject, parts->subject_length);
     at += parts->subject_length;

@@ -315,8 +315,8 @@ static bool is_in_vain(const struct nsn_session *s, const struct nsn_other *othe
 }
 
 /* One publisher's word has changed: activates its link. True when its link is announced, and not here yet. */
-static bool look_at(struct nsn_session *s, const struct nsn_other *other, uint32_t slot, const uint32_t *said, uint32_t *seen,
-                    uint64_t now)
+static inline __attribute__((always_inline)) bool look_at(struct nsn_session *s, const struct nsn_other *other, uint32_t slot,
+                                                          const uint32_t *said, uint32_t *seen, uint64_t now)
 {
     uint32_t word = nsn_load_acquire32(said); /* pairs with announce(): behind the link's tail */
     struct nsn_peer_in *peer = s->in[slot];
@@ -342,7 +342,7 @@ static bool look_at(struct nsn_session *s, const struct nsn_other *other, uint32
     return false;
 }
 
-static bool look_at_others(struct nsn_session *s, uint64_t now, bool *by_strangers)
+static __attribute__((noinline)) bool look_at_others(struct nsn_session *s, uint64_t now, bool *by_strangers)
 {
     bool announced = false;
     for (uint32_t i = 0; i < s->other_count; i++) {
@@ -553,7 +553,7 @@ static uint32_t took(struct nsn_session *s, struct nsn_subscription *subscriptio
 
 /* Copies what goes into the blob; returns its offset. The producer may change these bytes while they are copied: whatever
  * comes out is what this session sees, once. */
-static uint32_t to_blob(struct batch *batch, const struct nsn_record_view *view, bool large)
+static inline __attribute__((always_inline)) uint32_t to_blob(struct batch *batch, const struct nsn_record_view *view, bool large)
 {
     const struct nsn_record *record = &view->record;
     uint32_t offset = (uint32_t)batch->used;
@@ -580,7 +580,7 @@ static bool is_for(const struct nsn_subscription *subscription, const char *subj
 }
 
 /* Sets *handle to a new large message, or leaves it when there is no memory for that. */
-static void lend(struct nsn_session *s, struct nsn_peer_in *peer, const struct nsn_record_view *view, struct nsn_segment_in *segment,
+static __attribute__((noinline)) void lend(struct nsn_session *s, struct nsn_peer_in *peer, const struct nsn_record_view *view, struct nsn_segment_in *segment,
                  const uint8_t *inside, uint8_t **copy, uint32_t *handle)
 {
     *handle = large_take(s);
@@ -598,7 +598,7 @@ static void lend(struct nsn_session *s, struct nsn_peer_in *peer, const struct n
 }
 
 /* Gathers a message that came in parts. 1, 0 when there was no memory for it (it is passed over), -EPROTO. */
-static int gather_parts(struct nsn_peer_in *peer, const struct nsn_record_view *view, uint8_t **copy)
+static __attribute__((noinline)) int gather_parts(struct nsn_peer_in *peer, const struct nsn_record_view *view, uint8_t **copy)
 {
     uint64_t bytes = view->record.header_length + view->record.payload_length;
     if (bytes > nsn_link_in_behind(peer->link))

@@ -13,6 +13,10 @@
 
 #include "nsn_shared.h"
 
+#ifndef SO_PASSRIGHTS
+#define SO_PASSRIGHTS 83
+#endif
+
 struct address {
     struct sockaddr_un at;
     socklen_t length;
@@ -42,6 +46,9 @@ static int bind_bell(const struct address *address, char *error, size_t error_si
         snprintf(error, error_size, "no socket for the doorbell: %s", strerror(errno));
         return -errno;
     }
+    /* Descriptors sent along with a ring would be closed by the one who is rung, and to close one can take for ever. Kernels
+     * before 6.16 do not know how to forbid it. */
+    setsockopt(bell, SOL_SOCKET, SO_PASSRIGHTS, &(int){0}, sizeof(int));
     if (*path)
         unlink(path);
     if (bind(bell, (const struct sockaddr *)&address->at, address->length) < 0) {

@@ -30,6 +30,7 @@ if os.getuid() != 0:
     pytest.skip("only root can be several users", allow_module_level=True)
 
 BIG = 8 << 20
+LINGER_S = 10
 LARGEST = 64 << 20
 
 
@@ -528,12 +529,12 @@ def test_links_of_any_kind_and_floods_of_rings_harm_nobody(node: SharedNode) -> 
 
 
 def lingering_socket() -> socket.socket:
-    """To close it takes a minute, if it is not a thread's of its own."""
+    """To close it takes LINGER_S."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sock = socket.create_connection(listener.getsockname())
         peer, _ = listener.accept()
     sock.setblocking(False)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, array("i", [1, 60]).tobytes())
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, array("i", [1, LINGER_S]).tobytes())
     with contextlib.suppress(BlockingIOError):
         while True:
             sock.send(bytes(1 << 16))
@@ -541,30 +542,47 @@ def lingering_socket() -> socket.socket:
     return sock
 
 
-def test_descriptors_that_cannot_be_closed_stop_neither_the_node_nor_a_session(node: SharedNode) -> None:
-    program = node.act(OWNER, echo)
-    assert program.hear() == "ready"
-    (consumer,) = node.sessions()
+async def _hands_sockets_over(stage: Stage) -> None:
+    node = SharedNode(stage.directory, OWNER, stage.port)
+    sessions, sockets = [attached(node) for _ in range(3)], [lingering_socket() for _ in range(3)]
+    stage.say("ready")
+    await stage.hear()
+    for session, sock in zip(sessions, sockets, strict=True):
+        body = p.LINK.pack(p.MAGIC, p.PacketType.LINK, 1, 0, 1, 1, 0, 0)
+        session.send(p.PacketType.LINK, body[p.PACKET.size :], sock.fileno())
+        sock.close()  # at once: it is under way
+    stage.say("sent")
+    await stage.hear()
 
+
+def test_descriptors_that_cannot_be_closed_do_not_stop_the_node(node: SharedNode) -> None:
+    program = node.act(OWNER, echo)
+    bad = node.act(ALICE, _hands_sockets_over)
+    assert [program.hear(), bad.hear()] == ["ready", "ready"]
+    os.kill(node.pid, signal.SIGSTOP)  # so that it is the last one who closes them
+    assert bad.ask("send") == "sent"
+    began = time.monotonic()
+    os.kill(node.pid, signal.SIGCONT)
+    until(lambda: node.log().count("warn refused") == 3, "they have been refused")
+    node.act(BOB, asks).end()
+    assert time.monotonic() - began < LINGER_S
+
+
+def test_who_hands_such_descriptors_over_again_and_again_is_not_served_any_more(node: SharedNode) -> None:
     def hand_over() -> None:
-        body = p.LINK.pack(p.MAGIC, p.PacketType.LINK, 1, consumer["slot"], consumer["generation"], 1, 0, 0)
+        body = p.LINK.pack(p.MAGIC, p.PacketType.LINK, 1, 0, 1, 1, 0, 0)
         for _ in range(33):
             session = attached(node)
-            with lingering_socket() as sock:
-                session.send(p.PacketType.LINK, body[p.PACKET.size :], sock.fileno())
-                fd = sock.detach()
-            refused = session.refused()
-            assert "no memory file" in refused.text
-            fds.append(fd)
+            session.send(p.PacketType.LINK, body[p.PACKET.size :], session.sock.fileno())
+            assert "no memory file" in session.refused().text
         session = RawSession(node.socket, node.port)
         session.connect()
         assert f"programs of uid {ALICE}" in session.refused().text
 
-    fds: list[int] = []
     outcome(ALICE, hand_over)
-    began = time.monotonic()
+    program = node.act(OWNER, echo)
+    assert program.hear() == "ready"
     node.act(BOB, asks).end()
-    assert time.monotonic() - began < 30
 
 
 def kernel_version() -> tuple[int, ...]:

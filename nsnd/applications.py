@@ -196,6 +196,8 @@ class Application:
         peers = session.peers
         if session.carried_over:
             peers = peers | {other for other in self._by_slot.values() if other.carried_over}
+        if session.other:
+            peers = peers | set(self._by_slot.values())  # all have its place
         for peer in peers:
             peer.peers.discard(session)
             peer.consumers.discard(session)

@@ -292,12 +292,12 @@ class Node:
 
     def _share(self) -> None:
         """After a change of who may use the node. Sessions of users that are not named any more end."""
-        self._share_directory()
         try:
+            self._share_directory()
             self.control.share(bool(self.config.users))
             for application in self.applications.values():
                 application.share(bool(self.config.users))
-        except (ControlError, FabricError) as error:
+        except (ControlError, OSError) as error:
             self.log.error("who may use this node cannot be changed", error=error)
         for application in self.applications.values():
             for session in application.sessions:

@@ -616,9 +616,10 @@ def test_another_user_gets_its_share_of_sessions_and_subscriptions(node: SharedN
         refused = raw(node, Place().number).refused()
         assert refused.errno == errno.EDQUOT
         assert f"uid {ALICE} has 128 sessions" in refused.text
-        for session in sessions[1:]:
-            session.goodbye()
-        session = sessions[0]
+        for session in sessions[:-1]:
+            session.leave()
+        session = sessions[-1]
+        assert len({session.peer_gone() for _ in sessions[:-1]}) == 127  # all have its place, and hear of it
         for first in range(0, 16384, 512):
             number = session.interest(*(add(sid, "s") for sid in range(first, first + 512)))
             assert session.interest_done() == (number, 0, 0)

@@ -120,7 +120,8 @@ struct nsn_segment_packet {    /* NSN_SEGMENT, with a pool segment's memfd; betw
     uint64_t size;             /* bytes */
 };
 
-struct nsn_peer_gone {         /* a session that this one was linked with, in either direction, has ended */
+struct nsn_peer_gone {         /* a session has ended that this one was linked with, in either direction, or that is an other
+                                  (nsn_slots.h), whose place everybody has */
     struct nsn_packet packet;
     uint32_t peer_slot;
     uint32_t peer_generation;

@@ -313,6 +313,7 @@ static void welcomed(struct nsn_session *s, const struct nsn_welcome *welcome)
             nsn_control_send(s, batch->bytes, batch->length, -1);
         nsn_out_resend(s);
         nsn_in_check_alive(s);
+        nsn_others_renew(s, false);
         nsn_interest_flush(s);
         return;
     }
@@ -388,6 +389,7 @@ static void handle(struct nsn_session *s, const uint8_t *bytes, size_t length, i
         if (s->map.slots) {
             nsn_out_peer_gone(s, gone->peer_slot, gone->peer_generation);
             nsn_in_peer_gone(s, gone->peer_slot, gone->peer_generation);
+            nsn_others_renew(s, false); /* it may have been an other: its place is let go of */
         }
     } else if (PACKET_IS(NSN_PONG, nsn_ping)) {
         const struct nsn_ping *pong = (const struct nsn_ping *)bytes;

@@ -211,6 +211,7 @@ struct nsn_session {
     uint64_t strangers_vain_since;    /* a stranger's announced link did not come; 0: never */
     struct nsn_other **others;        /* all that this session knows */
     uint32_t other_count, other_room;
+    uint32_t others_ended;            /* of these: sessions that have ended, and whose last word is still to be seen */
     uint64_t others_number;           /* of the table's changes of others, the last that is known here */
     struct nsn_other *other_at[NSN_SLOTS_MAX];
     uint64_t in_vain[NSN_SLOTS_MAX];  /* generation of the session whose announced link is waited for no more */
@@ -312,6 +313,7 @@ void nsn_out_segment_gone(struct nsn_session *s, const struct nsn_segment_gone *
 
 /* others (nsn_session_others.c) */
 void nsn_others_renew(struct nsn_session *s, bool at_first);
+void nsn_others_drop_ended(struct nsn_session *s);
 struct nsn_other *nsn_other_find(struct nsn_session *s, uint32_t slot, uint32_t generation);
 const struct nsn_page *nsn_page_of(const struct nsn_session *s, const struct nsn_other *other, uint32_t slot);
 bool nsn_is_stranger(const struct nsn_session *s, uint32_t slot);

@@ -38,15 +38,18 @@ static void leave_list(struct nsn_session *s, uint32_t index)
 }
 
 /* A session that has ended stays until what it said last has been seen, or another is in its slot. */
-static void drop_ended(struct nsn_session *s)
+void nsn_others_drop_ended(struct nsn_session *s)
 {
+    s->others_ended = 0;
     for (uint32_t i = 0; i < s->other_count;) {
         const struct nsn_other *other = s->others[i];
         uint64_t alive = nsn_load_acquire(&s->map.slots->slot[other->slot].alive);
-        if (alive != other->generation && (alive || nsn_load_relaxed32(&other->place->board[s->slot]) == other->seen))
+        if (alive != other->generation && (alive || nsn_load_relaxed32(&other->place->board[s->slot]) == other->seen)) {
             leave_list(s, i);
-        else
-            i++;
+            continue;
+        }
+        s->others_ended += alive != other->generation;
+        i++;
     }
 }
 
@@ -110,7 +113,7 @@ void nsn_others_renew(struct nsn_session *s, bool at_first)
     int result = 0;
     if (number == s->others_number)
         return;
-    drop_ended(s);
+    nsn_others_drop_ended(s);
     for (uint32_t slot = 0; slot < highest && slot < NSN_SLOTS_MAX; slot++) {
         struct nsn_other found;
         if (read_slot(s, slot, &found) && !s->other_at[slot] && add(s, &found, at_first) < 0)
@@ -150,7 +153,7 @@ void nsn_others_free(struct nsn_session *s)
         leave_list(s, 0);
     free(s->others);
     s->others = NULL;
-    s->other_room = 0;
+    s->other_room = s->others_ended = 0;
     s->others_number = 0;
 }
 

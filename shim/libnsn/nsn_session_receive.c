@@ -369,6 +369,8 @@ static void look(struct nsn_session *s, uint64_t now)
         nsn_others_renew(s, false);
     if (s->other_count)
         announced |= look_at_others(s, now, &by_strangers);
+    if (s->others_ended)
+        nsn_others_drop_ended(s);
     s->announced_by_strangers = by_strangers && !announced;
     if (!announced && !by_strangers)
         s->announced_since = 0;

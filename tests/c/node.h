@@ -78,7 +78,7 @@ static void node_forget(struct node *node, struct node_session *session)
     for (int i = 0; i < NODE_SESSIONS; i++) {
         struct node_session *other = &node->sessions[i];
         if (other->fd >= 0 && other->hello &&
-            (node->linked[other->slot][session->slot] || node->linked[session->slot][other->slot]))
+            (session->uid != geteuid() || node->linked[other->slot][session->slot] || node->linked[session->slot][other->slot]))
             node_send(other->fd, &gone, sizeof gone, -1);
     }
     for (int i = 0; i < NODE_SESSIONS; i++)

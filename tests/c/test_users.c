@@ -1,4 +1,6 @@
 /* Sessions of different users on one node: what they say to each other, and what one that has no manners cannot do. */
+#include <sys/shm.h>
+
 #include "node.h"
 #include "nsn_place.h"
 #include "nsn_session_internal.h"
@@ -397,6 +399,31 @@ TEST(slot_is_used_again_by_another_user_and_nothing_is_missed)
         WAIT_FOR(from, !from->outs);
     }
     nsn_session_close(to);
+    node_stop(node);
+}
+
+TEST(place_of_one_that_has_ended_is_let_go_of)
+{
+    if (!users_possible())
+        return;
+    struct node *node = node_start();
+    struct nsn_session *linked = users_session(node, 0), *idle = users_session(node, BOB);
+    node_subscribe(linked, 1, "n", "");
+    for (int round = 0; round < 10; round++) {
+        struct shmid_ds status;
+        struct nsn_session *from = users_session(node, ALICE);
+        int32_t segment = from->own_segment;
+        nsn_arm(idle); /* it knows the new one */
+        nsn_disarm(idle);
+        CHECK_EQUAL(node_publish(from, "n", "x", 1), 1);
+        until_linked(linked, from);
+        nsn_session_close(from);
+        int got = 0;
+        WAIT_FOR(idle, (got += drain_all(linked, NULL), shmctl(segment, IPC_STAT, &status) < 0));
+        CHECK_EQUAL(got, 1);
+    }
+    nsn_session_close(linked);
+    nsn_session_close(idle);
     node_stop(node);
 }
 

@@ -71,6 +71,7 @@ struct nsn_peer_out {
     int fd;                           /* the link's descriptor until it has been taken, else -1 */
     const struct nsn_page *page;      /* the consumer's */
     uint32_t *word;                   /* this session's for it, on a board */
+    uint32_t nudges;                  /* how often it was to look though nothing was written */
     struct nsn_other *other;          /* the consumer is one; held */
     bool copies;                      /* the consumer's user is another: it cannot read this session's pool */
     bool want;                        /* a publish waits for room in it, */

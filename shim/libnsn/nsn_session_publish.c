@@ -276,8 +276,15 @@ static void out_broken(struct nsn_session *s, struct nsn_peer_out *peer)
 static void announce(struct nsn_session *s, const struct nsn_peer_out *peer, bool under_way)
 {
     /* the generation, so that it differs from what an earlier session in this slot left behind */
-    uint32_t word = (nsn_link_out_tail32(peer->link) + s->generation * 2654435761u) << 1 | under_way;
+    uint32_t word = (nsn_link_out_tail32(peer->link) + s->generation * 2654435761u + peer->nudges * 40503u) << 1 | under_way;
     nsn_store_release32(peer->word, word); /* pairs with the acquire in look() */
+}
+
+/* The consumer is to look at a link in which nothing is new: it was given up, or did not get something. */
+static void nudge(struct nsn_session *s, struct nsn_peer_out *peer)
+{
+    peer->nudges++;
+    announce(s, peer, false);
 }
 
 /* --- memory --------------------------------------------------------------------------------------------------------- */
@@ -694,15 +701,14 @@ static void write_copies(struct nsn_session *s, const struct nsn_parts *parts)
     }
 }
 
-/* The consumer may have answered since it was found stalled, and counted without this. Then it is to look again: that is all
- * that an announcement of something under way says. */
+/* The consumer may have answered since it was found stalled, and counted without this. Then it is to look again. */
 static void drop_for_stalled(struct nsn_session *s, struct nsn_group *group)
 {
     nsn_link_out_drop(group->peer->link, group->count);
     nsn_fence(); /* pairs with the one in nsn_link_in_acknowledge_stall: it has seen this drop, or we see its answer */
     group->late = !nsn_link_out_stalled(group->peer->link);
     if (group->late)
-        announce(s, group->peer, true);
+        nudge(s, group->peer);
 }
 
 /* Returns for how many subscriptions. */
@@ -890,6 +896,10 @@ int nsn_publish_give_up(struct nsn_session *s)
             room_for(peer, &peer->need) == 1)
             continue;
         nsn_link_out_stall(peer->link);
+        nudge(s, peer); /* it may have read the link to its end just now, and look at it no more */
+        nsn_fence();    /* pairs with nsn_sleep_begin's */
+        if (nsn_wake_due(peer->page, &peer->rung))
+            ring(s, peer);
         struct nsn_event event = {.kind = NSN_EVENT_GAVE_UP, .slot = peer->slot, .number = nsn_link_out_behind(peer->link)};
         snprintf(event.text, sizeof event.text, "the subscriber in slot %u did not read for the whole write deadline: its "
                  "messages are dropped until it does", peer->slot);

@@ -2,6 +2,7 @@
 #include <sys/shm.h>
 
 #include "node.h"
+#include "nsn_link_layout.h"
 #include "nsn_place.h"
 #include "nsn_session_internal.h"
 #include "users.h"
@@ -731,6 +732,72 @@ TEST(junk_in_its_place_and_link_disturbs_nobody)
         memset(scene.bad->own_place, 0xff, sizeof(struct nsn_place));
         got += drain_all(scene.victim, NULL);
         CHECK_EQUAL(got, sent);
+        scene_end(&scene);
+    }
+}
+
+static uint64_t next_random(uint64_t *seed)
+{
+    *seed ^= *seed << 13, *seed ^= *seed >> 7, *seed ^= *seed << 17;
+    return *seed;
+}
+
+/* Words and the first chunks of a link, as either end may write them; the other's own words are not read back by it. */
+static void scribble(struct nsn_link_file *file, uint64_t *seed)
+{
+    for (int i = 0; i < 20; i++) {
+        uint64_t r = next_random(seed), value = r % 3 ? next_random(seed) : r % 1000;
+        size_t at = r % 4 == 0 ? offsetof(struct nsn_link_file, producer) + next_random(seed) % 256
+                    : r % 4 == 1 ? offsetof(struct nsn_link_file, consumer) + next_random(seed) % 512
+                                 : offsetof(struct nsn_link_file, chunk) + next_random(seed) % 4096;
+        memcpy((uint8_t *)file + at, &value, 1u << (r >> 8) % 4);
+    }
+}
+
+/* Receives once; how many of the good peer's messages came. */
+static int count_good(struct nsn_session *session)
+{
+    static struct inbox inbox;
+    int good = 0, count = receive(session, &inbox);
+    for (int i = 0; i < count; i++) {
+        const struct nsn_message *message = &inbox.messages[i];
+        good += message->payload_length == 4 && memcmp(inbox.blob + message->offset + message->subject_length, "good", 4) == 0;
+        if (message->flags & NSN_MESSAGE_LARGE)
+            nsn_large_release(session, message->large);
+    }
+    return good;
+}
+
+TEST(junk_in_links_both_ways_disturbs_nobody)
+{
+    if (!users_possible())
+        return;
+    uint64_t seed = 2463534242ull;
+    static uint8_t payload[30000];
+    for (int round = 0; round < 150; round++) {
+        struct scene scene = scene_make(round % 2 ? BOB : 0);
+        uint32_t bad = scene.bad->slot;
+        int sent = 0, got = 0;
+        node_subscribe(scene.good, 1, "b", "");
+        for (int i = 0; i < 20; i++) {
+            struct nsn_peer_out *out = to_victim(&scene), *back = scene.victim->out[bad];
+            if (out && i % 2)
+                scribble(nsn_link_out_file(out->link), &seed);
+            if (back && i % 3 == 0)
+                scribble(nsn_link_out_file(back->link), &seed);
+            if (out)
+                *out->word += 2;
+            if (out && i % 4 == 0)
+                node_publish(scene.bad, "v", payload, next_random(&seed) % sizeof payload);
+            CHECK(node_publish(scene.victim, "b", payload, next_random(&seed) % sizeof payload) > 0);
+            CHECK_EQUAL(node_publish(scene.good, "v", "good", 4), 1);
+            got += count_good(scene.victim);
+            sent++;
+        }
+        nsn_session_close(scene.bad); /* what it did not read is taken back, if that can still be read */
+        WAIT_FOR(scene.victim, (got += count_good(scene.victim)) == sent && !scene.victim->in[bad] && !scene.victim->out[bad]);
+        CHECK_EQUAL(drain_all(scene.good, NULL), sent);
+        scene.bad = users_session(scene.node, ALICE);
         scene_end(&scene);
     }
 }

@@ -118,7 +118,7 @@ class Control:
                 self._refuse_user(connection)
             elif self._strange.get(connection.uid, 0) > STRANGE_MAX:
                 self._refuse(connection, errno.EACCES, f"programs of uid {connection.uid} have handed over descriptors that "
-                             f"are no memory files, and are not served any more by this node (pid {os.getpid()}): start it anew")
+                             f"are no memory files: this node (pid {os.getpid()}) does not serve them until it is started anew")
             elif self._others.get(connection.uid, 0) > OTHERS_MAX:
                 self._refuse(connection, errno.EDQUOT, f"uid {connection.uid} has {OTHERS_MAX} connections to this node (pid "
                              f"{os.getpid()}) already, and another user than the node's has no more: end some programs")

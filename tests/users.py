@@ -239,8 +239,9 @@ def shared_node(uid: int = OWNER, users: tuple[int, ...] = (ALICE, BOB)) -> Iter
     finally:
         for actor in node.actors:
             actor.kill()
-        if node.pid:
-            node.kill()
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it did not start, or has ended
+            if node.pid:
+                node.kill()
         shutil.rmtree(directory, ignore_errors=True)
 
 

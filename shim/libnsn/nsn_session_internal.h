@@ -47,6 +47,7 @@ struct nsn_peer_out {
     bool want;                        /* a publish waits for room in it */
     bool parted;                      /* its session has ended, and its queue messages were taken back */
     bool unrung;                      /* ringing failed for want of buffer: to be tried again */
+    uint32_t nudges;                  /* how often the consumer was to look without anything new in the link */
     uint8_t segments[NSN_POOL_SEGMENTS / 8]; /* pool segments (by place) that were handed over */
     struct nsn_former *formers;       /* newest first */
     uint32_t former_count;

@@ -255,8 +255,15 @@ static void out_broken(struct nsn_session *s, struct nsn_peer_out *peer)
 static void announce(struct nsn_session *s, const struct nsn_peer_out *peer, bool under_way)
 {
     /* the generation, so that it differs from what an earlier session in this slot left behind */
-    uint32_t word = (nsn_link_out_tail32(peer->link) + s->generation * 2654435761u) << 1 | under_way;
+    uint32_t word = (nsn_link_out_tail32(peer->link) + s->generation * 2654435761u + peer->nudges * 2654435769u) << 1 | under_way;
     nsn_store_release32(&s->map.places[peer->slot].board[s->slot], word); /* pairs with the acquire in look() */
+}
+
+/* Has the consumer look at the link although there is nothing new in it. */
+static void nudge(struct nsn_session *s, struct nsn_peer_out *peer)
+{
+    peer->nudges++;
+    announce(s, peer, false);
 }
 
 /* --- memory --------------------------------------------------------------------------------------------------------- */
@@ -584,15 +591,14 @@ static void write_record(struct nsn_peer_out *peer, const struct nsn_parts *part
     nsn_link_out_commit(peer->link);
 }
 
-/* The consumer may have answered since it was found stalled, and counted without this. Then it is to look again: that is all
- * that an announcement of something under way says. */
+/* The consumer may have answered since it was found stalled, and counted without this. Then it is to look again. */
 static void drop_for_stalled(struct nsn_session *s, struct nsn_group *group)
 {
     nsn_link_out_drop(group->peer->link, group->count);
     nsn_fence(); /* pairs with the one in nsn_link_in_acknowledge_stall: it has seen this drop, or we see its answer */
     group->late = !nsn_link_out_stalled(group->peer->link);
     if (group->late)
-        announce(s, group->peer, true);
+        nudge(s, group->peer);
 }
 
 /* Returns for how many subscriptions. */
@@ -765,6 +771,10 @@ int nsn_publish_give_up(struct nsn_session *s)
             nsn_link_out_room(peer->link, s->wait_length, s->wait_bytes) == 1)
             continue;
         nsn_link_out_stall(peer->link);
+        nudge(s, peer); /* it may have read everything just now, and would never look at the mark */
+        nsn_fence();    /* pairs with nsn_sleep_begin's */
+        if (nsn_wake_due(&s->map.places[peer->slot].page, &peer->rung))
+            ring(s, peer);
         struct nsn_event event = {.kind = NSN_EVENT_GAVE_UP, .slot = peer->slot, .number = nsn_link_out_behind(peer->link)};
         snprintf(event.text, sizeof event.text, "the subscriber in slot %u did not read for the whole write deadline: its "
                  "messages are dropped until it does", peer->slot);

@@ -29,7 +29,7 @@ struct task {
 };
 
 static struct task tasks[SIM_TASKS];
-static unsigned task_count, active; /* active: how many have not ended that are not there to serve */
+static unsigned task_count;
 static struct task *current;        /* NULL: outside sim_run */
 static ucontext_t outside;
 static bool still;
@@ -145,11 +145,19 @@ int __wrap_madvise(void *start, size_t length, int advice)
 
 /* --- tasks ---------------------------------------------------------------------------------------------------------------- */
 
+static bool is_to_end(const struct task *task)
+{
+    bool over = task->does.serves;
+    for (unsigned i = 0; i < task_count; i++)
+        over &= tasks[i].done || tasks[i].does.serves >= task->does.serves;
+    return over;
+}
+
 static bool runnable(struct task *task)
 {
     if (task->done)
         return false;
-    if (task->ready && !task->ready(task->ready_context) && !(task->does.serves && !active))
+    if (task->ready && !task->ready(task->ready_context) && !is_to_end(task))
         return false;
     task->ready = NULL;
     return true;
@@ -201,13 +209,12 @@ bool sim_wait(bool (*ready)(void *context), void *context)
     current->ready = ready;
     current->ready_context = context;
     go_on();
-    return !current->does.serves || active;
+    return !is_to_end(current);
 }
 
 static void enter(void)
 {
     current->does.run(current->does.context);
-    active -= !current->does.serves;
     drain(current);
     current->done = true;
     go_on();
@@ -220,14 +227,12 @@ bool sim_run(const struct sim_task *those, unsigned count, uint64_t seed)
     switch_in = 1u << (1 + sim_random(6));
     drain_in = 1u << (1 + sim_random(6));
     task_count = count;
-    active = 0;
     still = false;
     for (unsigned i = 0; i < count; i++) {
         char *stack = tasks[i].stack ? tasks[i].stack : malloc(STACK);
         if (!stack)
             abort();
         tasks[i] = (struct task){.does = those[i], .stack = stack};
-        active += !those[i].serves;
         getcontext(&tasks[i].context);
         tasks[i].context.uc_stack.ss_sp = stack;
         tasks[i].context.uc_stack.ss_size = STACK;

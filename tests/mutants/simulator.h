@@ -17,13 +17,13 @@
 struct sim_task {
     void (*run)(void *context);
     void *context;
-    bool serves;                         /* does not keep the simulation going: ends when all others have ended */
+    unsigned serves;                     /* it ends when all those with a lower number have ended; 0: by itself */
 };
 
 /* Runs the tasks to their ends. False when they stand still: each that has not ended waits for what nobody will do. */
 bool sim_run(const struct sim_task *tasks, unsigned count, uint64_t seed);
-/* In a task: waits until ready(context), which looks at sockets and private memory only. False in a task that serves, when
- * it is to end. */
+/* In a task: waits until ready(context), which looks at sockets and private memory only. False in a task that
+ * serves, when it is to end. */
 bool sim_wait(bool (*ready)(void *context), void *context);
 /* 0 … below - 1. */
 uint32_t sim_random(uint32_t below);

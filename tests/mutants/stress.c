@@ -8,6 +8,7 @@
 
 #include "node.h"
 #include "nsn_session_internal.h"
+#include "simulator.h"
 
 #define SESSIONS 3
 #define MESSAGES 512
@@ -95,7 +96,7 @@ static int receive(struct side *side, uint64_t *numbers)
 {
     static struct nsn_message messages[SESSIONS][MESSAGES];
     static uint8_t blobs[SESSIONS][BLOB];
-    long self = side - sides;
+    size_t self = (size_t)(side - sides);
     int count = nsn_receive(side->session, messages[self], MESSAGES, blobs[self], BLOB, 0);
     for (int i = 0; i < count; i++)
         numbers[i] = number_of(&messages[self][i], blobs[self]);

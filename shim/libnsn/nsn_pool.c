@@ -42,7 +42,7 @@ struct nsn_pool {
     struct segment *segments[NSN_POOL_SEGMENTS];
     uint32_t lives[NSN_POOL_SEGMENTS]; /* how many segments there have been in each place */
     size_t segment_count;
-    uint64_t bytes;
+    uint64_t bytes, held;          /* of all segments; of the blocks that are not free */
 };
 
 static uint64_t block_bytes(uint32_t class)
@@ -179,6 +179,7 @@ int nsn_pool_take(struct nsn_pool *pool, uint64_t size, uint64_t allowance, stru
     block->next = NULL;
     block->holds = 1;
     ((struct segment *)block->owner)->free_count--;
+    pool->held += block->capacity;
     *result = block;
     return 0;
 }
@@ -194,6 +195,7 @@ void nsn_block_drop(struct nsn_pool *pool, struct nsn_block *block, uint64_t now
     assert(block->holds > 0);
     if (--block->holds)
         return;
+    pool->held -= block->capacity;
     struct segment *segment = block->owner;
     struct class *class = &pool->classes[segment->class];
     block->next = class->free_blocks;
@@ -203,6 +205,7 @@ void nsn_block_drop(struct nsn_pool *pool, struct nsn_block *block, uint64_t now
 }
 
 uint64_t nsn_pool_bytes(const struct nsn_pool *pool) { return pool->bytes; }
+uint64_t nsn_pool_held(const struct nsn_pool *pool) { return pool->held; }
 size_t nsn_pool_segments(const struct nsn_pool *pool) { return pool->segment_count; }
 
 int nsn_pool_segment(const struct nsn_pool *pool, uint32_t number, uint32_t *index, int *fd, uint64_t *size)

@@ -41,6 +41,7 @@ void nsn_block_hold(struct nsn_block *block);
 void nsn_block_drop(struct nsn_pool *pool, struct nsn_block *block, uint64_t now_ns);
 
 uint64_t nsn_pool_bytes(const struct nsn_pool *pool);      /* size of all segments */
+uint64_t nsn_pool_held(const struct nsn_pool *pool);       /* of the blocks that somebody holds */
 size_t nsn_pool_segments(const struct nsn_pool *pool);
 /* A segment's descriptor (the pool's own) and size, for handing over; -ENOENT. index: dense place (< NSN_POOL_SEGMENTS)
  * of a living segment, for the caller's bitmaps; it is used again after the segment is gone. */

@@ -12,6 +12,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "nsn_budget.h"
 #include "nsn_session_internal.h"
 
 int nsn_fail(struct nsn_session *s, int error, const char *format, ...)
@@ -144,10 +145,6 @@ struct nsn_session *nsn_session_open(const struct nsn_session_options *options, 
     snprintf(s->socket_path, sizeof s->socket_path, "%s", options->socket_path);
     s->options.name = s->name;
     s->options.socket_path = s->socket_path;
-    if (!s->options.link_limit)
-        s->options.link_limit = NSN_LINK_LIMIT;
-    if (!s->options.budget)
-        s->options.budget = NSN_BUDGET;
     if (!s->options.pending_size)
         s->options.pending_size = NSN_PENDING_SIZE;
     s->control = s->bell = s->spare = -1;
@@ -173,6 +170,13 @@ struct nsn_session *nsn_session_open(const struct nsn_session_options *options, 
         return NULL;
     }
     s->random |= 1;
+    if (!s->options.budget && nsn_budget_default(&s->options.budget, error, error_size) < 0) {
+        free_session(s);
+        return NULL;
+    }
+    s->pool_share = s->options.budget;
+    if (!s->options.link_limit)
+        s->options.link_limit = s->options.budget / 4 < NSN_LINK_LIMIT ? s->options.budget / 4 : NSN_LINK_LIMIT;
     nsn_routes_on_parting(s->routes, nsn_pass_on_parting, s);
     s->control = connect_control(s->socket_path, error, error_size);
     if (s->control < 0) {

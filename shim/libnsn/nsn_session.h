@@ -21,8 +21,8 @@ struct nsn_session_options {
     uint32_t application_id;
     int no_echo;                  /* own subscriptions get nothing of what this session publishes */
     int unreliable;               /* never wait: a full link drops, counted */
-    uint64_t link_limit;          /* bytes of backlog a link holds; 0: 64 MiB */
-    uint64_t budget;              /* bytes touched in links and pool; 0: 256 MiB */
+    uint64_t link_limit;          /* bytes of backlog a link holds; 0: 64 MiB, or a quarter of the budget */
+    uint64_t budget;              /* bytes touched in links and pool; 0: nsn_budget_default (nsn_budget.h) */
     uint64_t pending_size;        /* bytes kept while DETACHED for sessions that have no link yet; 0: 2 MiB */
 };
 

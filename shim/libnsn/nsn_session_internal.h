@@ -17,7 +17,6 @@
 #include "nsn_subject.h"
 #include "nsn_wake.h"
 
-#define NSN_BUDGET (256ull << 20)
 #define NSN_PENDING_SIZE (2ull << 20)
 #define NSN_PAYLOAD_MAX (72ull << 20)
 #define NSN_EVENTS 1024u
@@ -185,6 +184,7 @@ struct nsn_session {
     uint32_t group_count, group_room;
     uint32_t budget_countdown, over_budget_slot; /* UINT32_MAX: within the budget */
     uint64_t links_touched;           /* at the last look */
+    uint64_t pool_share;              /* bytes of the pool that one consumer may hold, as of when one was taken */
     bool waiting, waiting_pool;       /* a publish was told -EAGAIN; for want of pool memory */
     uint32_t wait_length;
     uint64_t wait_bytes;

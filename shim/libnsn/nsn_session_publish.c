@@ -10,6 +10,7 @@
 #include "nsn_session_internal.h"
 
 #define FORKED "this connection was made before fork(): connect again in the child"
+#define BUDGET_STEP (2ull * NSN_INLINE_MAX) /* what a publish touches of one link, in the long run, at most */
 #define ALIGN8(n) (((n) + 7u) & ~7u)
 
 static bool alive(const struct nsn_session *s, uint32_t slot, uint32_t generation)
@@ -268,7 +269,8 @@ static void nudge(struct nsn_session *s, struct nsn_peer_out *peer)
 
 /* --- memory --------------------------------------------------------------------------------------------------------- */
 
-/* At the budget the fullest link counts as full until less is in use. Looked at every so often: it walks all links. */
+/* At the budget the fullest link counts as full until less is in use. Looked at every so often, since it walks all links, but
+ * before publishes to all of them can have gone beyond it. */
 static void check_budget(struct nsn_session *s)
 {
     if (s->budget_countdown--)
@@ -289,7 +291,17 @@ static void check_budget(struct nsn_session *s)
     NSN_GAUGE(s, pool_bytes, pool);
     bool over = touched + pool > s->options.budget && touched > 0 && most > 0;
     s->over_budget_slot = over ? fullest : UINT32_MAX;
-    s->budget_countdown = over ? 16 : 256;
+    uint64_t left = s->options.budget - (touched + pool), links = s->counters.links_out ? s->counters.links_out : 1;
+    uint64_t reach = touched + pool < s->options.budget ? left / (links * BUDGET_STEP) : 1;
+    s->budget_countdown = over ? 16 : reach > 256 ? 256 : (uint32_t)reach;
+}
+
+/* What a consumer that was given up holds of the pool comes back only when it runs again. So that the others are served
+ * meanwhile, nobody holds more than is left. */
+static bool over_share(const struct nsn_session *s, const struct nsn_peer_out *peer, uint64_t bytes)
+{
+    uint64_t pinned = nsn_link_out_pinned(peer->link);
+    return bytes && pinned && pinned + bytes > s->pool_share;
 }
 
 static int take_block(struct nsn_session *s, uint64_t size, struct nsn_block **block)
@@ -297,6 +309,8 @@ static int take_block(struct nsn_session *s, uint64_t size, struct nsn_block **b
     uint64_t allowance = s->options.budget > s->links_touched ? s->options.budget - s->links_touched : 0;
     for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
         nsn_link_out_reap(peer->link, s->pool, false);
+    uint64_t held = nsn_pool_held(s->pool);
+    s->pool_share = allowance > held ? allowance - held : 0;
     int result = nsn_pool_take(s->pool, size, allowance, block);
     if (result != -ENOBUFS && result != -ENFILE)
         return result < 0 ? nsn_fail(s, result, "no memory for %llu bytes of payload: %s", (unsigned long long)size,
@@ -431,7 +445,7 @@ static int fitness_of(struct nsn_session *s, const struct nsn_target *member, co
     if (nsn_link_out_stalled(peer->link))
         return STALLED;
     return nsn_link_out_room(peer->link, record_bound(parts, NSN_RECORD_SIDS), pool_bytes(parts)) == 1 &&
-           member->slot != s->over_budget_slot ? FIT : FULL;
+           member->slot != s->over_budget_slot && !over_share(s, peer, pool_bytes(parts)) ? FIT : FULL;
 }
 
 /* One member at random; one that has room before one that has not, a slow one last. 1, or 0 when there is none. */
@@ -519,7 +533,9 @@ static int admit(struct nsn_session *s, const struct nsn_parts *parts)
         int room = group.drop ? 1 : nsn_link_out_room(peer->link, length, records * pool_bytes(parts));
         if (room == 0 && nsn_link_out_reap(peer->link, s->pool, true)) /* for want of references */
             room = nsn_link_out_room(peer->link, length, records * pool_bytes(parts));
-        if (room == 1 && !stalled && peer->slot == s->over_budget_slot && nsn_link_out_behind(peer->link) > 0)
+        bool over = over_share(s, peer, records * pool_bytes(parts)) ||
+                    (peer->slot == s->over_budget_slot && nsn_link_out_behind(peer->link) > 0);
+        if (room == 1 && !stalled && over)
             room = 0;
         if (room == 1 && peer->fd >= 0 && s->state != NSN_READY && nsn_link_out_behind(peer->link) > s->options.pending_size)
             return nsn_fail(s, -ENOBUFS, "nsnd is gone, and %llu bytes wait for a session that is not linked yet",
@@ -535,13 +551,12 @@ static int admit(struct nsn_session *s, const struct nsn_parts *parts)
             s->waiting = true;
             s->wait_length = length;
             s->wait_bytes = records * pool_bytes(parts);
-            int there = peer->slot == s->over_budget_slot ? nsn_link_out_want_memory(peer->link)
-                                                          : nsn_link_out_want(peer->link, length, s->wait_bytes);
+            int there = over ? nsn_link_out_want_memory(peer->link) : nsn_link_out_want(peer->link, length, s->wait_bytes);
             if (there == 1) { /* room, or references that have been released and are still to be taken back */
                 nsn_link_out_reap(peer->link, s->pool, true);
                 there = nsn_link_out_room(peer->link, length, s->wait_bytes);
             }
-            if (there != 1 || peer->slot == s->over_budget_slot)
+            if (there != 1 || peer->slot == s->over_budget_slot || over_share(s, peer, s->wait_bytes))
                 verdict = -EAGAIN;
         }
         s->groups[s->group_count++] = group;
@@ -767,7 +782,7 @@ int nsn_publish_give_up(struct nsn_session *s)
             continue;
         peer->want = false;
         nsn_link_out_unwant(peer->link);
-        if (!s->waiting_pool && peer->slot != s->over_budget_slot &&
+        if (!s->waiting_pool && peer->slot != s->over_budget_slot && !over_share(s, peer, s->wait_bytes) &&
             nsn_link_out_room(peer->link, s->wait_length, s->wait_bytes) == 1)
             continue;
         nsn_link_out_stall(peer->link);
@@ -801,7 +816,8 @@ static bool space_now(struct nsn_session *s)
     check_budget(s);
     for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
         if (peer->want && alive(s, peer->slot, peer->generation) &&
-            (nsn_link_out_room(peer->link, s->wait_length, s->wait_bytes) == 0 || peer->slot == s->over_budget_slot))
+            (nsn_link_out_room(peer->link, s->wait_length, s->wait_bytes) == 0 || peer->slot == s->over_budget_slot ||
+             over_share(s, peer, s->wait_bytes)))
             return false;
     return true;
 }

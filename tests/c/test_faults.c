@@ -103,6 +103,45 @@ TEST(a_session_stays_within_its_budget_whoever_does_not_read)
     node_stop(node);
 }
 
+static uint32_t receive_and_release(struct nsn_session *session, struct inbox *inbox)
+{
+    int count = receive(session, inbox);
+    for (int i = 0; i < count; i++)
+        nsn_large_release(session, inbox->messages[i].large);
+    return (uint32_t)count;
+}
+
+TEST(consumers_that_were_given_up_leave_room_for_the_others)
+{
+    enum { STOPPED = 4, MESSAGES = 500 };
+    struct node *node = node_start();
+    struct nsn_session *a = node_session_with(node, (struct nsn_session_options){.name = "a", .budget = 24 << 20});
+    struct nsn_session *reader = node_session(node), *stopped[STOPPED];
+    static uint8_t payload[100000];
+    static struct inbox inbox;
+    node_subscribe(reader, 1, "x", "");
+    uint32_t received = 0;
+    for (uint32_t i = 0; i < STOPPED; i++) { /* each in its turn holds what it can get */
+        stopped[i] = node_session(node);
+        node_subscribe(stopped[i], 1, "x", "");
+        for (uint32_t number = 0; number < MESSAGES; number++) {
+            int result;
+            while ((result = node_publish(a, "x", payload, sizeof payload)) == -EAGAIN && !nsn_space(a))
+                nsn_publish_give_up(a);
+            number -= result < 0;
+            CHECK(result >= 0 || result == -EAGAIN);
+            received += receive_and_release(reader, &inbox);
+        }
+    }
+    WAIT_FOR(a, (received += receive_and_release(reader, &inbox)) >= STOPPED * MESSAGES);
+    CHECK_EQUAL(received, STOPPED * MESSAGES);
+    nsn_session_close(a);
+    nsn_session_close(reader);
+    for (uint32_t i = 0; i < STOPPED; i++)
+        nsn_session_close(stopped[i]);
+    node_stop(node);
+}
+
 TEST(a_message_that_is_kept_pins_its_block_and_nothing_else)
 {
     struct node *node = node_start();

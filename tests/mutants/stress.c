@@ -33,6 +33,7 @@ struct scenario {
 
 static struct side sides[SESSIONS];
 static unsigned side_count;
+static struct node *node;
 static uint64_t seed;
 
 static void fail(const char *what, uint64_t a, uint64_t b)
@@ -119,7 +120,7 @@ static void sleep_once(struct side *side)
 
 static bool node_has_work(void *context)
 {
-    struct node *node = context;
+    (void)context;
     struct pollfd fds[NODE_SESSIONS + 1] = {{node->listener, POLLIN, 0}};
     for (int i = 0; i < NODE_SESSIONS; i++)
         fds[i + 1] = (struct pollfd){node->sessions[i].fd, POLLIN, 0};
@@ -128,10 +129,9 @@ static bool node_has_work(void *context)
 
 static void serve(void *context)
 {
-    struct node *node = context;
     do
         node_step(node, 0);
-    while (sim_wait(node_has_work, node));
+    while (sim_wait(node_has_work, context));
 }
 
 /* --- scenarios -------------------------------------------------------------------------------------------------------------- */
@@ -294,7 +294,7 @@ static void receive_what_there_is(void *context)
     for (;;) {
         if (receive(side, numbers) || !nsn_arm(side->session))
             continue;
-        if (!sim_wait(is_rung, side) && !is_rung(side))
+        if (!sim_wait(is_rung, side) && !is_rung(side) && !node_has_work(NULL))
             return;
         woken(side);
     }
@@ -318,7 +318,7 @@ static const struct scenario scenarios[] = {
 
 /* --- rounds ------------------------------------------------------------------------------------------------------------------ */
 
-static void settle(struct node *node)
+static void settle(void)
 {
     for (int i = 0; i < 20; i++) {
         node_step(node, 0);
@@ -327,9 +327,9 @@ static void settle(struct node *node)
     }
 }
 
-static struct node *open_all(const struct scenario *scenario)
+static void open_all(const struct scenario *scenario)
 {
-    struct node *node = node_open();
+    node = node_open();
     memset(sides, 0, sizeof sides);
     side_count = scenario->sessions;
     for (unsigned i = 0; i < side_count; i++) {
@@ -348,11 +348,10 @@ static struct node *open_all(const struct scenario *scenario)
     }
     if (scenario->prepare)
         scenario->prepare(sides);
-    settle(node);
-    return node;
+    settle();
 }
 
-static void close_all(struct node *node)
+static void close_all(void)
 {
     for (unsigned i = 0; i < side_count; i++)
         nsn_session_close(sides[i].session);
@@ -361,24 +360,23 @@ static void close_all(struct node *node)
 
 static void run(const struct scenario *scenario, uint64_t first, uint64_t rounds)
 {
-    struct node *node = NULL;
     for (seed = first; seed < first + rounds; seed++) {
         if ((seed - first) % scenario->rounds_each == 0) {
-            if (node)
-                close_all(node);
-            node = open_all(scenario);
+            if (seed > first)
+                close_all();
+            open_all(scenario);
         }
-        struct sim_task tasks[SESSIONS + 1] = {{serve, node, 2}};
+        struct sim_task tasks[SESSIONS + 1] = {{serve, NULL, 2}};
         unsigned count = 1;
         for (unsigned i = 0; i < side_count; i++)
             if (scenario->run[i])
                 tasks[count++] = (struct sim_task){scenario->run[i], &sides[i], scenario->run[i] == receive_what_there_is};
         if (!sim_run(tasks, count, seed))
             fail("a wake-up was lost: received, of", sides[2].got, sides[2].expected);
-        settle(node);
+        settle();
         scenario->check(sides);
     }
-    close_all(node);
+    close_all();
 }
 
 int main(int count, char **words)

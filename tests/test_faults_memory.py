@@ -52,7 +52,7 @@ def test_a_publisher_at_a_memory_limit_waits_and_drops_and_is_not_killed(node: N
 
                 await until(accounted, "each message was received, or is known to have been dropped")
                 received = (await stopped.ask())["received"]
-                tell(f"memory limit of {LIMIT >> 20} MiB, {COUNT * SIZE >> 20} MiB published to one who is stopped, and another",
+                tell(f"memory limit of {LIMIT >> 20} MiB, {COUNT * SIZE >> 20} MiB published to a stopped one and another",
                      kills=group.kills(), waits=counters["waits"], dropped=counters["dropped"], received=received, lost=0)
                 assert counters["waits"] > 0
                 assert counters["dropped"] > 0

@@ -145,11 +145,14 @@ int __wrap_madvise(void *start, size_t length, int advice)
 
 /* --- tasks ---------------------------------------------------------------------------------------------------------------- */
 
+static bool waits(const struct task *task) { return task->ready && !task->ready(task->ready_context); }
+
 static bool is_to_end(const struct task *task)
 {
     bool over = task->does.serves;
-    for (unsigned i = 0; i < task_count; i++)
-        over &= tasks[i].done || tasks[i].does.serves >= task->does.serves;
+    for (unsigned i = 0; i < task_count && over; i++)
+        over = tasks[i].done || tasks[i].does.serves == task->does.serves ||
+               (tasks[i].does.serves > task->does.serves && waits(&tasks[i]));
     return over;
 }
 
@@ -157,7 +160,7 @@ static bool runnable(struct task *task)
 {
     if (task->done)
         return false;
-    if (task->ready && !task->ready(task->ready_context) && !is_to_end(task))
+    if (waits(task) && !is_to_end(task))
         return false;
     task->ready = NULL;
     return true;

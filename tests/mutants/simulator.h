@@ -17,7 +17,8 @@
 struct sim_task {
     void (*run)(void *context);
     void *context;
-    unsigned serves;                     /* it ends when all those with a lower number have ended; 0: by itself */
+    unsigned serves;                     /* 0: it ends by itself. Else when those with a lower number have, and those
+                                            with a higher one have nothing to do */
 };
 
 /* Runs the tasks to their ends. False when they stand still: each that has not ended waits for what nobody will do. */

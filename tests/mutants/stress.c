@@ -294,7 +294,7 @@ static void receive_what_there_is(void *context)
     for (;;) {
         if (receive(side, numbers) || !nsn_arm(side->session))
             continue;
-        if (!sim_wait(is_rung, side) && !is_rung(side) && !node_has_work(NULL))
+        if (!sim_wait(is_rung, side) && !is_rung(side))
             return;
         woken(side);
     }

@@ -369,6 +369,9 @@ class Connection(NatsClient):
         elif kind == lib.NSN_EVENT_LINK_BROKEN:
             words = bytes(ffi.string(event.text)).decode(errors="replace")
             self._report(SessionError(errno.EPROTO, f"the link of session {event.slot} was dropped: {words or 'damaged'}"))
+        elif kind == lib.NSN_EVENT_VERSIONS:
+            words = bytes(ffi.string(event.text)).decode(errors="replace")
+            self._report(SessionError(errno.EPROTONOSUPPORT, words))
         elif kind == lib.NSN_EVENT_GAVE_UP:
             _logger.info("session %d is a slow consumer: it gets nothing more until it runs again", event.slot)
 

@@ -147,6 +147,7 @@ struct nsn_session *nsn_session_open(const struct nsn_session_options *options, 
     s->options.socket_path = s->socket_path;
     if (!s->options.pending_size)
         s->options.pending_size = NSN_PENDING_SIZE;
+    s->protocol = NSN_PROTOCOL_VERSION;
     s->control = s->bell = s->spare = -1;
     nsn_ringer_init(&s->ringer);
     s->outgoing_last = &s->outgoing;
@@ -197,7 +198,7 @@ void nsn_session_close(struct nsn_session *s)
     if (s->control >= 0) {
         nsn_interest_flush(s);
         nsn_control_flush(s);
-        struct nsn_packet goodbye = {NSN_PROTOCOL_MAGIC, NSN_GOODBYE, NSN_PROTOCOL_VERSION};
+        struct nsn_packet goodbye = {NSN_PROTOCOL_MAGIC, NSN_GOODBYE, s->protocol};
         nsn_control_send(s, &goodbye, sizeof goodbye, -1);
     }
     s->state = NSN_CLOSED;
@@ -309,7 +310,7 @@ int nsn_session_accept_loss(struct nsn_session *s)
 int nsn_ping(struct nsn_session *s, uint64_t token)
 {
     pthread_mutex_lock(&s->lock);
-    struct nsn_ping ping = {.packet = {NSN_PROTOCOL_MAGIC, NSN_PING, NSN_PROTOCOL_VERSION}, .token = token};
+    struct nsn_ping ping = {.packet = {NSN_PROTOCOL_MAGIC, NSN_PING, s->protocol}, .token = token};
     int result = s->state == NSN_READY ? nsn_control_send(s, &ping, sizeof ping, -1) : -ENOTCONN;
     pthread_mutex_unlock(&s->lock);
     return result;

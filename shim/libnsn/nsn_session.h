@@ -167,6 +167,7 @@ enum nsn_event_kind {
     NSN_EVENT_LAME_DUCK = 6,
     NSN_EVENT_PEER_GONE = 7,
     NSN_EVENT_MAX_REACHED = 8,    /* subscription sid was removed because its maximum was reached */
+    NSN_EVENT_VERSIONS = 9,       /* the session in slot is interested, and shares no protocol version: it gets nothing */
 };
 struct nsn_event {
     uint32_t kind;

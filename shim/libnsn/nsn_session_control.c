@@ -97,9 +97,9 @@ int nsn_control_send(struct nsn_session *s, const void *packet, size_t length, i
     return 0;
 }
 
-static struct nsn_packet header(uint16_t type)
+static struct nsn_packet header(const struct nsn_session *s, uint16_t type)
 {
-    return (struct nsn_packet){.magic = NSN_PROTOCOL_MAGIC, .type = type, .version = NSN_PROTOCOL_VERSION};
+    return (struct nsn_packet){.magic = NSN_PROTOCOL_MAGIC, .type = type, .version = s->protocol};
 }
 
 void nsn_control_hello(struct nsn_session *s)
@@ -109,9 +109,9 @@ void nsn_control_hello(struct nsn_session *s)
     if (getsockopt(s->control, SOL_SOCKET, SO_PEERCRED, &node, &size) == 0)
         s->node_pid = (uint32_t)node.pid;
     struct nsn_hello hello = {
-        .packet = header(NSN_HELLO),
+        .packet = {NSN_PROTOCOL_MAGIC, NSN_HELLO, NSN_PROTOCOL_VERSION},
         .application_id = s->options.application_id,
-        .version_min = NSN_PROTOCOL_VERSION,
+        .version_min = NSN_PROTOCOL_VERSION_MIN,
         .identity = {s->identity[0], s->identity[1]},
         .slot = s->generation ? s->slot : UINT32_MAX,
         .generation = s->generation,
@@ -131,7 +131,7 @@ void nsn_interest_flush(struct nsn_session *s)
     s->batch = NULL;
     batch->sequence = ++s->sequence;
     struct nsn_interest *front = (struct nsn_interest *)batch->bytes;
-    *front = (struct nsn_interest){.packet = header(NSN_INTEREST), .sequence = batch->sequence, .count = batch->count,
+    *front = (struct nsn_interest){.packet = header(s, NSN_INTEREST), .sequence = batch->sequence, .count = batch->count,
                                    .length = batch->length - (uint32_t)sizeof *front};
     *s->sent_last = batch;
     s->sent_last = &batch->next;
@@ -287,6 +287,15 @@ static void welcomed(struct nsn_session *s, const struct nsn_welcome *welcome)
         nsn_detach(s, "its welcome is broken");
         return;
     }
+    if (welcome->packet.version < NSN_PROTOCOL_VERSION_MIN || welcome->packet.version > NSN_PROTOCOL_VERSION) {
+        s->state = NSN_REFUSED_STATE;
+        nsn_detach(s, "it speaks another protocol");
+        nsn_fail(s, -EPROTONOSUPPORT, "nsnd speaks version %u of the control protocol, and this program %d to %d: install versions "
+                 "of insane_nats that have one in common", welcome->packet.version, NSN_PROTOCOL_VERSION_MIN,
+                 NSN_PROTOCOL_VERSION);
+        return;
+    }
+    s->protocol = welcome->packet.version;
     s->client_id = welcome->client_id;
     s->max_payload = welcome->max_payload;
     memcpy(s->version, welcome->version, sizeof s->version);
@@ -294,8 +303,10 @@ static void welcomed(struct nsn_session *s, const struct nsn_welcome *welcome)
     if (carried_on) {
         s->state = NSN_READY;
         forget_batches(s, welcome->acknowledged);
-        for (struct nsn_batch *batch = s->sent; batch; batch = batch->next)
+        for (struct nsn_batch *batch = s->sent; batch; batch = batch->next) {
+            ((struct nsn_packet *)batch->bytes)->version = s->protocol;
             nsn_control_send(s, batch->bytes, batch->length, -1);
+        }
         nsn_out_resend(s);
         nsn_in_check_alive(s);
         nsn_interest_flush(s);
@@ -331,7 +342,7 @@ static void taken(struct nsn_session *s, int fd, int result)
                              : "there was no memory for what it handed over");
         return;
     }
-    struct nsn_packet packet = header(NSN_TAKEN);
+    struct nsn_packet packet = header(s, NSN_TAKEN);
     nsn_control_send(s, &packet, sizeof packet, -1);
 }
 

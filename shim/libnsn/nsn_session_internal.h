@@ -148,6 +148,7 @@ struct nsn_session {
     uint64_t *fork_canary;            /* wiped in a forked child */
     uint64_t client_id, max_payload;
     uint32_t slot, generation;
+    uint16_t protocol;                /* version that is spoken with nsnd */
     char directory[256], version[32];
     uint64_t random;
 
@@ -177,6 +178,7 @@ struct nsn_session {
     uint32_t segment_at[NSN_POOL_SEGMENTS]; /* number of the pool segment in each place */
     struct nsn_peer_out *out[NSN_SLOTS_MAX], *outs;
     uint64_t last_stamp, link_ids;
+    uint32_t unlinked[NSN_SLOTS_MAX]; /* generation of the session with which no version is shared; said once */
     uint32_t untaken;                 /* links whose consumer has not mapped them */
     struct nsn_target *plan;          /* where the publish in hand goes, by slot */
     uint32_t plan_count, plan_room;

@@ -39,7 +39,7 @@ void nsn_publish_leave(struct nsn_session *s)
 static void hand_over(struct nsn_session *s, const struct nsn_peer_out *peer)
 {
     struct nsn_link_packet packet = {
-        .packet = {NSN_PROTOCOL_MAGIC, NSN_LINK, NSN_PROTOCOL_VERSION},
+        .packet = {NSN_PROTOCOL_MAGIC, NSN_LINK, s->protocol},
         .peer_slot = peer->slot,
         .peer_generation = peer->generation,
         .link_id = nsn_link_out_id(peer->link),
@@ -50,7 +50,7 @@ static void hand_over(struct nsn_session *s, const struct nsn_peer_out *peer)
 static void hand_over_segment(struct nsn_session *s, const struct nsn_peer_out *peer, uint32_t segment, uint64_t size, int fd)
 {
     struct nsn_segment_packet packet = {
-        .packet = {NSN_PROTOCOL_MAGIC, NSN_SEGMENT, NSN_PROTOCOL_VERSION},
+        .packet = {NSN_PROTOCOL_MAGIC, NSN_SEGMENT, s->protocol},
         .peer_slot = peer->slot,
         .peer_generation = peer->generation,
         .segment = segment,
@@ -137,7 +137,25 @@ static int out_make(struct nsn_session *s, uint32_t slot, uint32_t generation, s
     return 0;
 }
 
-/* The link to a session, made on first use. 1 and *found; 0 when that session lives no more. */
+/* Whether that session speaks a version of the protocol that this one speaks. When not, it is said once. */
+static bool shares_version(struct nsn_session *s, uint32_t slot, uint32_t generation)
+{
+    uint64_t versions = nsn_load_relaxed(&s->map.slots->slot[slot].versions); /* stored before its interest */
+    uint32_t lowest = versions ? (uint32_t)versions : 1, highest = versions ? (uint32_t)(versions >> 32) : 1;
+    if (lowest <= NSN_PROTOCOL_VERSION && highest >= NSN_PROTOCOL_VERSION_MIN)
+        return true;
+    if (s->unlinked[slot] != generation) {
+        s->unlinked[slot] = generation;
+        struct nsn_event event = {.kind = NSN_EVENT_VERSIONS, .slot = slot, .error = -EPROTONOSUPPORT};
+        snprintf(event.text, sizeof event.text, "process %u speaks versions %u to %u of the protocol and this one %d to %d: it gets "
+                 "nothing from here until the older is upgraded", nsn_load_relaxed32(&s->map.slots->slot[slot].pid), lowest,
+                 highest, NSN_PROTOCOL_VERSION_MIN, NSN_PROTOCOL_VERSION);
+        nsn_post_event(s, &event);
+    }
+    return false;
+}
+
+/* The link to a session, made on first use. 1 and *found; 0 when that session lives no more, or speaks another protocol. */
 static int out_find(struct nsn_session *s, uint32_t slot, uint32_t generation, struct nsn_peer_out **found)
 {
     if (slot >= NSN_SLOTS_MAX)
@@ -147,7 +165,7 @@ static int out_find(struct nsn_session *s, uint32_t slot, uint32_t generation, s
         *found = peer;
         return 1;
     }
-    if (!alive(s, slot, generation))
+    if (!alive(s, slot, generation) || !shares_version(s, slot, generation))
         return 0;
     if (peer) { /* of an earlier session in that slot */
         nsn_pass_on_take_back(s, peer);
@@ -441,7 +459,7 @@ static int fitness_of(struct nsn_session *s, const struct nsn_target *member, co
         return DEAD;
     struct nsn_peer_out *peer = s->out[member->slot];
     if (!peer || peer->generation != member->generation)
-        return FIT;
+        return shares_version(s, member->slot, member->generation) ? FIT : DEAD;
     if (nsn_link_out_stalled(peer->link))
         return STALLED;
     return nsn_link_out_room(peer->link, record_bound(parts, NSN_RECORD_SIDS), pool_bytes(parts)) == 1 &&

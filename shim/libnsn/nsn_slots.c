@@ -266,6 +266,7 @@ static void write_slot(struct nsn_slot *shared, const struct nsn_slot *slot)
     nsn_store_relaxed(&shared->start_time, slot->start_time);
     nsn_store_relaxed32(&shared->pid, slot->pid);
     nsn_store_relaxed32(&shared->uid, slot->uid);
+    nsn_store_relaxed(&shared->versions, slot->versions);
 }
 
 int nsn_slots_claim(struct nsn_slots *slots, const uint64_t identity[2], uint32_t pid, uint64_t start_time, uint32_t uid,
@@ -307,6 +308,14 @@ void nsn_slots_free_slot(struct nsn_slots *slots, uint32_t slot)
         return;
     slots->slot[slot].alive = 0;
     nsn_store_release(&slots->file->slot[slot].alive, 0); /* pairs as in nsn_slots_claim */
+}
+
+void nsn_slots_speaks(struct nsn_slots *slots, uint32_t slot, uint32_t version_min, uint32_t version_max)
+{
+    if (slot >= slots->highest)
+        return;
+    slots->slot[slot].versions = (uint64_t)version_max << 32 | version_min;
+    nsn_store_relaxed(&slots->file->slot[slot].versions, slots->slot[slot].versions); /* the log's release store comes later */
 }
 
 void nsn_slots_acknowledge(struct nsn_slots *slots, uint32_t slot, uint64_t sequence)

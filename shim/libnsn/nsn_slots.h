@@ -25,7 +25,7 @@ struct nsn_slot {                /* 64 bytes, nsnd writes */
     uint64_t start_time;         /* of its process, clock ticks since boot (/proc/PID/stat field 22) */
     uint32_t pid;
     uint32_t uid;
-    uint64_t reserved;
+    uint64_t versions;           /* of the protocol that the session speaks: lowest, and highest << 32; 0: version 1 */
 };
 
 struct nsn_slots_file {
@@ -84,6 +84,8 @@ int nsn_slots_claim(struct nsn_slots *slots, const uint64_t identity[2], uint32_
 /* The slot of a living session by identity, or -ENOENT. */
 int nsn_slots_find(const struct nsn_slots *slots, const uint64_t identity[2]);
 void nsn_slots_free_slot(struct nsn_slots *slots, uint32_t slot);
+/* What the session speaks: to be said before its first interest is in the log, since by that others come to link with it. */
+void nsn_slots_speaks(struct nsn_slots *slots, uint32_t slot, uint32_t version_min, uint32_t version_max);
 void nsn_slots_acknowledge(struct nsn_slots *slots, uint32_t slot, uint64_t sequence);
 
 /* A session's side: maps both files. */

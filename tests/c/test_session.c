@@ -450,4 +450,37 @@ TEST(rolling_drains_in_a_queue_group_lose_nothing)
     node_stop(node);
 }
 
+TEST(sessions_that_share_no_version_are_not_linked)
+{
+    struct node *node = node_start();
+    struct nsn_session *a = node_session(node), *stranger = node_session(node), *friend = node_session(node);
+    struct nsn_session_info info;
+    struct nsn_event event;
+    nsn_session_info(stranger, &info);
+    nsn_slots_speaks(node->slots, info.slot, NSN_PROTOCOL_VERSION + 1, NSN_PROTOCOL_VERSION + 2);
+    node_subscribe(stranger, 1, "x", "");
+    CHECK_EQUAL(node_publish(a, "x", "1", 1), 0);
+    CHECK_EQUAL(nsn_next_event(a, &event), 1);
+    CHECK_EQUAL(event.kind, NSN_EVENT_VERSIONS);
+    CHECK_EQUAL(event.slot, info.slot);
+    CHECK(strstr(event.text, "versions 2 to 3 ") && strstr(event.text, "this one 1 to 1"));
+    CHECK_EQUAL(node_publish(a, "x", "2", 1), 0);
+    CHECK_EQUAL(nsn_next_event(a, &event), 0); /* once is enough */
+    node_subscribe(stranger, 2, "work", "group");
+    node_subscribe(friend, 1, "work", "group");
+    for (int i = 0; i < 50; i++)
+        CHECK_EQUAL(node_publish(a, "work", "3", 1), 1);
+    static struct nsn_message messages[256];
+    static uint8_t blob[1 << 16];
+    int received = 0;
+    WAIT_FOR(friend, (received += nsn_receive(friend, messages, 256, blob, sizeof blob, 0)) == 50);
+    nsn_session_info(friend, &info);
+    nsn_slots_speaks(node->slots, info.slot, NSN_PROTOCOL_VERSION, NSN_PROTOCOL_VERSION + 1);
+    CHECK_EQUAL(node_publish(a, "work", "4", 1), 1);
+    nsn_session_close(a);
+    nsn_session_close(stranger);
+    nsn_session_close(friend);
+    node_stop(node);
+}
+
 CHECK_MAIN()

@@ -158,6 +158,9 @@ class Attaching(Connection):
                 f"{os.environ.get(node.AUTOSTART_ENVIRONMENT)} forbids to start an nsnd. Start one (nsnd --port {port}) or a "
                 f"nats-server, or unset {node.AUTOSTART_ENVIRONMENT}"
             )
+        waits = node.waited_for()
+        if waits:
+            raise NoNodeError(waits)
         return await node.autostart(server.uri, node.autostart_command(port), self.options["connect_timeout"])
 
     def _decide(self, server: Srv, found: Probe) -> None:

@@ -10,15 +10,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 if sys.platform != "linux":
     pytest.skip("the fabric is for Linux", allow_module_level=True)
 
+import insane_nats as nats
 from insane_nats import errors
 from nsnd.runtime import RuntimeDirectory
-from tests.fault_program import payload
+from tests.fault_program import Errors, payload
 from tests.faults import Inbox, Node, connection, programs, running_node, tell, until
 
 
@@ -348,3 +350,31 @@ def _descriptors_here() -> int:
 def _mappings_here() -> list[str]:
     """Links and pool segments that this process has mapped."""
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if "/memfd:nsn-" in line]
+
+
+def test_a_node_that_was_started_by_hand_is_waited_for_without_starting_anything(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+
+    async def autostart(*arguments: object) -> NoReturn:
+        started.append(arguments)
+        raise AssertionError
+
+    async def run() -> None:
+        seen, inbox = Errors(), Inbox()
+        async with connection(node.url, error_cb=seen.note, reconnect_time_wait=0.05) as nc:
+            await nc.subscribe("x", cb=inbox.take)
+            node.kill()
+            await until(lambda: sum("started by hand" in text for text in seen.texts) >= 3, "it tries, and says why not")
+            with pytest.raises(errors.NoServersError, match="started by hand"):
+                await nats.connect(node.url, error_cb=Errors().note)
+            node.start()
+            await until(lambda: nc.is_connected, "it is back")
+            await nc.publish("x", payload(0, 100))
+            await until(lambda: inbox.highest == 1, "it works")
+            tell("nsnd by hand away", attempts=len(seen.texts), started=len(started))
+            assert not started
+
+    monkeypatch.setattr("insane_nats.shim.node.autostart", autostart)
+    asyncio.run(run())

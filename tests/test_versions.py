@@ -44,7 +44,7 @@ async def replace(node: Node, other: OtherVersion, sessions: int) -> None:
     node.start(*other.command)
 
     async def attached() -> bool:
-        return sum(session["attached"] for session in node.application()["sessions"]) == sessions
+        return sessions == sum(session["attached"] for session in node.application()["sessions"])
 
     await until(attached, "the sessions are attached again")
 

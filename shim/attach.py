@@ -253,6 +253,7 @@ class Attaching(Connection):
                 no_echo=bool(self.options["no_echo"]),
                 unreliable=self._qos.reliability == "unreliable",
                 pending_size=max(1, self._max_pending_size),
+                write_deadline_ns=max(1, int(min(self._write_deadline, 1e9) * 1e9)),
             )
         )
         try:

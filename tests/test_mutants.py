@@ -47,11 +47,12 @@ TRIM_FENCES = (
 
 MUTANTS = (
     Mutant("no second look", "wake", (
-        ("nsn_session.c", "if (!nsn_in_pending(s) && !s->held && !nsn_pass_on_waiting(s))\n        return", "return"),)),
+        ("nsn_session.c", "    if ((s->passing_bytes >= NSN_PASSING_BYTES || !nsn_in_pending(s)) && !s->held)\n", ""),)),
     Mutant("no fence between announcing sleep and looking", "wake", (BEGIN_SLEEP,)),
     Mutant("the second look before announcing sleep", "wake", (
-        ("nsn_session.c", "    nsn_sleep_begin(s->page, &s->sleep_number);\n    if (!nsn_in_pending(s) &&",
-         "    bool nothing = !nsn_in_pending(s);\n    nsn_sleep_begin(s->page, &s->sleep_number);\n    if (nothing &&"),)),
+        ("nsn_session.c", "    nsn_sleep_begin(s->page, &s->sleep_number);\n    if ((s->passing_bytes >= NSN_PASSING_BYTES ||",
+         "    bool any = nsn_in_pending(s);\n    nsn_sleep_begin(s->page, &s->sleep_number);\n    if ((!any ||"),
+        ("nsn_session.c", "(!any || !nsn_in_pending(s))", "!any"))),
     Mutant("no fence between writing and reading asleep", "wake", (
         ("nsn_session_publish.c", "    nsn_fence(); /* pairs with nsn_sleep_begin's: the sleeper sees the board", "    /*"),)),
     Mutant("asleep is a flag, not a number", "wake", (
@@ -89,9 +90,9 @@ MUTANTS = (
         ("nsn_session.c", "nsn_link_in_trim_end(peer->link, outside);", "nsn_link_in_trim_end(peer->link, true);"),)),
     Mutant("no fence between showing a publish and reading the trim number", "trim", (ENTER,)),
     Mutant("who is given up is not told", "stall", (
-        ("nsn_session_publish.c", "        nudge(s, peer); /* it may have read", "        /*"),)),
+        ("nsn_session_publish.c", "    nudge(s, peer); /* it may have read", "    /*"),)),
     Mutant("no fence between giving up and reading asleep", "stall", (
-        ("nsn_session_publish.c", "        nsn_fence();    /* pairs with nsn_sleep_begin's */", ""),)),
+        ("nsn_session_publish.c", "    nsn_fence();    /* pairs with nsn_sleep_begin's */", ""),)),
     Mutant("no fence between a drop and looking for the answer", "stall", (
         ("nsn_session_publish.c", "    nsn_fence(); /* pairs with the one in nsn_link_in_acknowledge_stall", "    /*"),)),
     Mutant("no fence between the answer and counting the drops", "stall", (

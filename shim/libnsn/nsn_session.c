@@ -145,6 +145,8 @@ struct nsn_session *nsn_session_open(const struct nsn_session_options *options, 
     snprintf(s->socket_path, sizeof s->socket_path, "%s", options->socket_path);
     s->options.name = s->name;
     s->options.socket_path = s->socket_path;
+    if (!s->options.write_deadline_ns)
+        s->options.write_deadline_ns = NSN_WRITE_DEADLINE_NS;
     if (!s->options.pending_size)
         s->options.pending_size = NSN_PENDING_SIZE;
     s->protocol = NSN_PROTOCOL_VERSION;
@@ -318,10 +320,12 @@ int nsn_ping(struct nsn_session *s, uint64_t token)
 
 /* --- sleep -------------------------------------------------------------------------------------------------------- */
 
+/* A queue message that waits to be passed on does not keep it awake: the full member rings when it has read. */
 static bool arm(struct nsn_session *s)
 {
+    nsn_pass_on_waiting(s);
     nsn_sleep_begin(s->page, &s->sleep_number);
-    if (!nsn_in_pending(s) && !s->held && !nsn_pass_on_waiting(s))
+    if ((s->passing_bytes >= NSN_PASSING_BYTES || !nsn_in_pending(s)) && !s->held)
         return true;
     nsn_sleep_end(s->page, &s->sleep_number);
     return false;
@@ -349,12 +353,18 @@ int nsn_doze(struct nsn_session *s, uint64_t timeout_ns)
 {
     if (!nsn_arm(s))
         return 1;
+    pthread_mutex_lock(&s->lock);
+    uint64_t now = nsn_now_ns(), due = nsn_pass_on_due(s);
+    pthread_mutex_unlock(&s->lock);
+    bool is_due = due <= now || due - now < timeout_ns;
+    if (is_due)
+        timeout_ns = due > now ? due - now : 0;
     struct pollfd fds[2] = {{.fd = s->bell, .events = POLLIN}, {.fd = s->control, .events = POLLIN}};
     struct timespec timeout = {(time_t)(timeout_ns / 1000000000u), (long)(timeout_ns % 1000000000u)};
     int ready = ppoll(fds, 2, &timeout, NULL);
     if (ready > 0 && fds[0].revents)
         nsn_disarm(s);
-    return ready > 0;
+    return ready > 0 || is_due;
 }
 
 int nsn_trim(struct nsn_session *s)

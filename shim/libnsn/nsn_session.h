@@ -23,6 +23,7 @@ struct nsn_session_options {
     int unreliable;               /* never wait: a full link drops, counted */
     uint64_t link_limit;          /* bytes of backlog a link holds; 0: 64 MiB, or a quarter of the budget */
     uint64_t budget;              /* bytes touched in links and pool; 0: nsn_budget_default (nsn_budget.h) */
+    uint64_t write_deadline_ns;   /* how long a queue message that is passed on waits for a full member; 0: 10 s */
     uint64_t pending_size;        /* bytes kept while DETACHED for sessions that have no link yet; 0: 2 MiB */
 };
 
@@ -131,7 +132,8 @@ int nsn_receive(struct nsn_session *session, struct nsn_message *messages, int m
 const uint8_t *nsn_large(struct nsn_session *session, uint32_t large);
 void nsn_large_release(struct nsn_session *session, uint32_t large);
 
-/* 1 when messages were held back for causal order (call receive again soon, without sleeping long). */
+/* 1 when messages were held back for causal order, or wait to be passed on to another member of a queue group (call receive
+ * again soon, without sleeping long). */
 int nsn_receive_held(struct nsn_session *session);
 /* 1 when some publisher of this session waits for space that may be there now (clears it). */
 int nsn_space(struct nsn_session *session);
@@ -141,7 +143,7 @@ int nsn_space(struct nsn_session *session);
 int nsn_arm(struct nsn_session *session);
 /* Awake again; takes the bell's rings. Cheap when it was awake. */
 void nsn_disarm(struct nsn_session *session);
-/* Arms, and blocks on the bell and control descriptors for at most timeout_ns. 1 when rung, 0 at the timeout. */
+/* Arms, and blocks on the bell and control descriptors for at most timeout_ns. 1 when rung or due, 0 at the timeout. */
 int nsn_doze(struct nsn_session *session, uint64_t timeout_ns);
 /* Gives idle memory back: links, pool. Call about a second after the last traffic. 1 when there may be more to give. */
 int nsn_trim(struct nsn_session *session);

@@ -18,6 +18,7 @@
 #include "nsn_wake.h"
 
 #define NSN_PENDING_SIZE (2ull << 20)
+#define NSN_WRITE_DEADLINE_NS 10000000000ull
 #define NSN_PAYLOAD_MAX (72ull << 20)
 #define NSN_EVENTS 1024u
 #define NSN_HOLD_NS 20000000ull       /* how long a publisher stopped inside a publish holds others' messages back, */
@@ -124,7 +125,7 @@ struct nsn_passing {
     uint16_t subject_length, reply_length, queue_length;
     uint32_t header_length;
     uint64_t payload_length;
-    uint64_t stamp;
+    uint64_t waits_since;             /* when all members were found to be full, ns; 0: not yet */
     uint8_t bytes[];                  /* subject, reply, queue, headers, payload */
 };
 
@@ -188,7 +189,7 @@ struct nsn_session {
     uint64_t links_touched;           /* at the last look */
     uint64_t pool_share;              /* bytes of the pool that one consumer may hold, as of when one was taken */
     bool waiting, waiting_pool;       /* a publish was told -EAGAIN; for want of pool memory */
-    uint32_t wait_length;
+    uint32_t wait_length, wait_slot;  /* wait_slot: whose link the last one that was told so waits for */
     uint64_t wait_bytes;
     bool unrung;
 
@@ -257,6 +258,7 @@ void nsn_control_hello(struct nsn_session *s);
 /* publish (nsn_session_publish.c) */
 int nsn_deliver_queue(struct nsn_session *s, const struct nsn_parts *parts, const char *queue, size_t queue_length,
                       uint32_t excluded_sid);
+void nsn_out_give_up(struct nsn_session *s, uint32_t slot);
 void nsn_out_drop(struct nsn_session *s, struct nsn_peer_out *peer);
 void nsn_out_check_taken(struct nsn_session *s);
 bool nsn_out_all_taken(struct nsn_session *s);
@@ -282,6 +284,7 @@ bool nsn_in_announced(struct nsn_session *s, uint64_t now);
 void nsn_pass_on_queue(struct nsn_session *s, uint32_t sid, const struct nsn_record_view *view, const uint8_t *inside,
                        const char *queue, size_t queue_length);
 bool nsn_pass_on_waiting(struct nsn_session *s);
+uint64_t nsn_pass_on_due(const struct nsn_session *s);
 void nsn_pass_on_parting(void *session, uint32_t slot, uint32_t generation, const uint32_t *sid);
 void nsn_pass_on_take_back(struct nsn_session *s, struct nsn_peer_out *peer);
 void nsn_pass_on_forget(struct nsn_peer_out *peer);

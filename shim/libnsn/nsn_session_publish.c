@@ -351,6 +351,7 @@ static int take_block(struct nsn_session *s, uint64_t size, struct nsn_block **b
                             "or raise the budget", (unsigned long long)s->options.budget);
         nsn_link_out_want_memory(fullest->link);
         fullest->want = true;
+        s->wait_slot = fullest->slot;
         s->waiting = s->waiting_pool = true;
         return -EAGAIN;
     }
@@ -567,6 +568,7 @@ static int admit(struct nsn_session *s, const struct nsn_parts *parts)
         } else if (room == 0) {
             peer->want = true;
             s->waiting = true;
+            s->wait_slot = peer->slot;
             s->wait_length = length;
             s->wait_bytes = records * pool_bytes(parts);
             int there = over ? nsn_link_out_want_memory(peer->link) : nsn_link_out_want(peer->link, length, s->wait_bytes);
@@ -791,6 +793,26 @@ int nsn_publish(struct nsn_session *s, const char *subject, size_t subject_lengt
     return result;
 }
 
+static void give_up(struct nsn_session *s, struct nsn_peer_out *peer)
+{
+    nsn_link_out_stall(peer->link);
+    nudge(s, peer); /* it may have read everything just now, and would never look at the mark */
+    nsn_fence();    /* pairs with nsn_sleep_begin's */
+    if (nsn_wake_due(&s->map.places[peer->slot].page, &peer->rung))
+        ring(s, peer);
+    struct nsn_event event = {.kind = NSN_EVENT_GAVE_UP, .slot = peer->slot, .number = nsn_link_out_behind(peer->link)};
+    snprintf(event.text, sizeof event.text, "the subscriber in slot %u did not read for the whole write deadline: its "
+             "messages are dropped until it does", peer->slot);
+    nsn_post_event(s, &event);
+}
+
+void nsn_out_give_up(struct nsn_session *s, uint32_t slot)
+{
+    struct nsn_peer_out *peer = slot < NSN_SLOTS_MAX ? s->out[slot] : NULL;
+    if (peer)
+        give_up(s, peer);
+}
+
 int nsn_publish_give_up(struct nsn_session *s)
 {
     pthread_mutex_lock(&s->lock);
@@ -803,15 +825,7 @@ int nsn_publish_give_up(struct nsn_session *s)
         if (!s->waiting_pool && peer->slot != s->over_budget_slot && !over_share(s, peer, s->wait_bytes) &&
             nsn_link_out_room(peer->link, s->wait_length, s->wait_bytes) == 1)
             continue;
-        nsn_link_out_stall(peer->link);
-        nudge(s, peer); /* it may have read everything just now, and would never look at the mark */
-        nsn_fence();    /* pairs with nsn_sleep_begin's */
-        if (nsn_wake_due(&s->map.places[peer->slot].page, &peer->rung))
-            ring(s, peer);
-        struct nsn_event event = {.kind = NSN_EVENT_GAVE_UP, .slot = peer->slot, .number = nsn_link_out_behind(peer->link)};
-        snprintf(event.text, sizeof event.text, "the subscriber in slot %u did not read for the whole write deadline: its "
-                 "messages are dropped until it does", peer->slot);
-        nsn_post_event(s, &event);
+        give_up(s, peer);
         count++;
     }
     s->waiting = s->waiting_pool = false;

@@ -815,4 +815,4 @@ int nsn_receive(struct nsn_session *s, struct nsn_message *messages, int most, u
     }
 }
 
-int nsn_receive_held(struct nsn_session *s) { return s->held; }
+int nsn_receive_held(struct nsn_session *s) { return s->held || s->passing; }

@@ -93,7 +93,8 @@ uint64_t nsn_link_out_pinned(const struct nsn_link_out *link);  /* pool bytes re
 /* Bytes of memory the link occupies at most, as far as known. Also lets go of page tables for what the consumer gave back: to
  * be called once for a link that has become idle, about a second after the consumer's trim. */
 uint64_t nsn_link_out_touched(struct nsn_link_out *link);
-bool nsn_link_out_taken(const struct nsn_link_out *link);       /* the consumer has mapped it */
+/* The consumer has mapped the link, and so many of the pool segments that it was handed. */
+bool nsn_link_out_taken(const struct nsn_link_out *link, uint64_t segments);
 uint32_t nsn_link_out_tail32(const struct nsn_link_out *link);  /* for the consumer's board: differs after each commit */
 uint64_t nsn_link_out_id(const struct nsn_link_out *link);
 
@@ -125,6 +126,8 @@ int nsn_link_out_reader(struct nsn_link_out *link, struct nsn_link_in **reader, 
  * caller's. Says "taken". */
 int nsn_link_in_map(struct nsn_link_in **link, int fd, uint64_t link_id, char *error, size_t error_size);
 void nsn_link_in_destroy(struct nsn_link_in *link);
+/* Says that one more of the producer's pool segments has been mapped. */
+void nsn_link_in_took_segment(struct nsn_link_in *link);
 
 /* A checked copy of a record's fixed part, and where its variable parts lie. The bytes are the producer's: each may change
  * at any time, so each is copied once and the copy used. */

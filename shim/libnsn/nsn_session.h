@@ -156,7 +156,8 @@ int nsn_barrier_begin(struct nsn_session *session);
 /* 1 done (and forgotten), 0 not yet, -ENOENT unknown token. */
 int nsn_barrier_done(struct nsn_session *session, int token);
 void nsn_barrier_cancel(struct nsn_session *session, int token);
-/* 1 when every living consumer has mapped the links that this session made: what was published needs nobody any more. */
+/* 1 when every living consumer has mapped the links that this session made, and the pool segments that belong to them: what
+ * was published needs nobody any more. */
 int nsn_links_taken(struct nsn_session *session);
 
 /* --- events ------------------------------------------------------------------------------------------------------ */

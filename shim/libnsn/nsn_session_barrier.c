@@ -193,7 +193,8 @@ void nsn_barrier_cancel(struct nsn_session *s, int token)
 int nsn_links_taken(struct nsn_session *s)
 {
     pthread_mutex_lock(&s->lock);
-    int all = nsn_out_all_taken(s);
+    nsn_out_check_taken(s);
+    int all = nsn_out_all_passed_on(s);
     pthread_mutex_unlock(&s->lock);
     return all;
 }

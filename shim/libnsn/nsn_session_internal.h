@@ -47,6 +47,7 @@ struct nsn_peer_out {
     bool want;                        /* a publish waits for room in it */
     bool parted;                      /* its session has ended, and its queue messages were taken back */
     bool unrung;                      /* ringing failed for want of buffer: to be tried again */
+    uint32_t shown;                   /* pool segments handed over, in the link's life */
     uint32_t nudges;                  /* how often the consumer was to look without anything new in the link */
     uint8_t segments[NSN_POOL_SEGMENTS / 8]; /* pool segments (by place) that were handed over */
     struct nsn_former *formers;       /* newest first */
@@ -262,6 +263,7 @@ void nsn_out_give_up(struct nsn_session *s, uint32_t slot);
 void nsn_out_drop(struct nsn_session *s, struct nsn_peer_out *peer);
 void nsn_out_check_taken(struct nsn_session *s);
 bool nsn_out_all_taken(struct nsn_session *s);
+bool nsn_out_all_passed_on(struct nsn_session *s);
 void nsn_out_resend(struct nsn_session *s);
 void nsn_out_peer_gone(struct nsn_session *s, uint32_t slot, uint32_t generation);
 void nsn_out_ring_again(struct nsn_session *s);

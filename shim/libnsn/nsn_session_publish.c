@@ -180,7 +180,7 @@ void nsn_out_check_taken(struct nsn_session *s)
     if (!s->untaken)
         return;
     for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
-        if (peer->fd >= 0 && nsn_link_out_taken(peer->link)) {
+        if (peer->fd >= 0 && nsn_link_out_taken(peer->link, 0)) {
             close_after_sending(s, peer->fd);
             peer->fd = -1;
             s->untaken--;
@@ -194,6 +194,15 @@ bool nsn_out_all_taken(struct nsn_session *s)
         return true;
     for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
         if (peer->fd >= 0 && alive(s, peer->slot, peer->generation))
+            return false;
+    return true;
+}
+
+/* Also the pool segments: whatever nsnd has still to pass on is lost with it when this session has ended. */
+bool nsn_out_all_passed_on(struct nsn_session *s)
+{
+    for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
+        if (!nsn_link_out_taken(peer->link, peer->shown) && alive(s, peer->slot, peer->generation))
             return false;
     return true;
 }
@@ -240,6 +249,7 @@ static int show_segment(struct nsn_session *s, struct nsn_peer_out *peer, uint32
     else if (s->state == NSN_READY)
         hand_over_segment(s, peer, segment, size, fd);
     s->segment_at[index] = segment;
+    peer->shown += result >= 0;
     if (result >= 0)
         peer->segments[index / 8] |= bit;
     return result < 0 ? result : 0;

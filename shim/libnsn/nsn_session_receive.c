@@ -183,6 +183,7 @@ int nsn_in_segment(struct nsn_session *s, uint32_t slot, uint32_t generation, ui
     if (result < 0)
         return result;
     peer->segment_count++;
+    nsn_link_in_took_segment(peer->link);
     peer->blocked = false;
     activate(s, peer);
     return 0;

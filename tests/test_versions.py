@@ -44,7 +44,7 @@ async def replace(node: Node, other: OtherVersion, sessions: int) -> None:
     node.start(*other.command)
 
     async def attached() -> bool:
-        return sessions == sum(session["attached"] for session in node.application()["sessions"])
+        return len([session for session in node.application()["sessions"] if session["attached"]]) == sessions
 
     await until(attached, "the sessions are attached again")
 

@@ -93,8 +93,8 @@ uint64_t nsn_link_out_pinned(const struct nsn_link_out *link);  /* pool bytes re
 /* Bytes of memory the link occupies at most, as far as known. Also lets go of page tables for what the consumer gave back: to
  * be called once for a link that has become idle, about a second after the consumer's trim. */
 uint64_t nsn_link_out_touched(struct nsn_link_out *link);
-/* The consumer has mapped the link, and so many of the pool segments that it was handed. */
-bool nsn_link_out_taken(const struct nsn_link_out *link, uint64_t segments);
+bool nsn_link_out_taken(const struct nsn_link_out *link);       /* the consumer has mapped it */
+bool nsn_link_out_taken_with(const struct nsn_link_out *link, uint64_t segments); /* and so many of the pool's segments */
 uint32_t nsn_link_out_tail32(const struct nsn_link_out *link);  /* for the consumer's board: differs after each commit */
 uint64_t nsn_link_out_id(const struct nsn_link_out *link);
 

@@ -180,7 +180,7 @@ void nsn_out_check_taken(struct nsn_session *s)
     if (!s->untaken)
         return;
     for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
-        if (peer->fd >= 0 && nsn_link_out_taken(peer->link, 0)) {
+        if (peer->fd >= 0 && nsn_link_out_taken(peer->link)) {
             close_after_sending(s, peer->fd);
             peer->fd = -1;
             s->untaken--;
@@ -202,7 +202,7 @@ bool nsn_out_all_taken(struct nsn_session *s)
 bool nsn_out_all_passed_on(struct nsn_session *s)
 {
     for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
-        if (!nsn_link_out_taken(peer->link, peer->shown) && alive(s, peer->slot, peer->generation))
+        if (!nsn_link_out_taken_with(peer->link, peer->shown) && alive(s, peer->slot, peer->generation))
             return false;
     return true;
 }

@@ -138,7 +138,7 @@ static inline void liar_link(struct liar *liar, struct nsn_session *victim)
     close(fd);
     CHECK_EQUAL(nsn_pool_segment(liar->pool, liar->block->segment, &index, &segment, &size), 0);
     liar_hand_over_segment(liar, liar->block->segment, size, segment);
-    WAIT_FOR(victim, nsn_link_out_taken(liar->out, 0));
+    WAIT_FOR(victim, nsn_link_out_taken(liar->out));
 }
 
 /* What a record may claim; the honest values are filled in by liar_write(). */

@@ -34,6 +34,10 @@ void nsn_pool_free(struct nsn_pool *pool);
  * link holds no descriptor; in a child it is left alone.) */
 void nsn_pool_abandon(struct nsn_pool *pool);
 
+/* No block that there is now is taken again: readers that nobody hears of any more may still borrow it. Those that are held
+ * stay good until they are dropped. */
+void nsn_pool_retire(struct nsn_pool *pool);
+
 /* A block of at least `size` bytes, held once. A new segment is made when no block is free and the bytes touched would stay
  * within `allowance`; else -ENOBUFS. -EMSGSIZE above NSN_BLOCK_MAX, -ENFILE at NSN_POOL_SEGMENTS, else the kernel's errno. */
 int nsn_pool_take(struct nsn_pool *pool, uint64_t size, uint64_t allowance, struct nsn_block **block);

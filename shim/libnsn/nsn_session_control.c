@@ -265,6 +265,7 @@ static void start_over(struct nsn_session *s)
 {
     while (s->outs)
         nsn_out_drop(s, s->outs);
+    nsn_pool_retire(s->pool); /* with the links went all knowledge of who still borrows what */
     nsn_in_drop_all(s);
     forget_batches(s, UINT64_MAX);
     free(s->batch);

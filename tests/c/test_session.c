@@ -450,6 +450,44 @@ TEST(rolling_drains_in_a_queue_group_lose_nothing)
     node_stop(node);
 }
 
+TEST(a_session_that_starts_over_leaves_borrowed_memory_alone)
+{
+    struct node *node = node_start();
+    struct nsn_session *a = node_session(node), *b = node_session(node);
+    static struct nsn_message messages[256];
+    static uint8_t blob[1 << 16], payload[20000];
+    struct nsn_buffer_out own;
+    int count = 0;
+    node_subscribe(b, 1, "x", "");
+    memset(payload, 7, sizeof payload);
+    CHECK_EQUAL(node_publish(a, "x", payload, sizeof payload), 1);
+    WAIT_FOR(b, (count = nsn_receive(b, messages, 256, blob, sizeof blob, 0)) == 1);
+    uint32_t borrowed = messages[0].large;
+    CHECK_EQUAL(nsn_buffer_take(a, sizeof payload, &own), 0);
+    memset(own.data, 9, sizeof payload);
+    shutdown(nsn_session_control_fd(a), SHUT_RDWR); /* for this node it has ended, and is a new one when it comes back */
+    while (nsn_session_state(a) != NSN_DETACHED)
+        nsn_session_process(a, 0);
+    CHECK_EQUAL(nsn_session_reattach(a, node->socket_path), 0);
+    WAIT_FOR(a, nsn_session_state(a) == NSN_LOST);
+    CHECK_EQUAL(nsn_session_accept_loss(a), 0);
+    memset(payload, 8, sizeof payload);
+    for (int i = 0; i < 200; i++) {
+        CHECK_EQUAL(node_publish(a, "x", payload, sizeof payload), 1);
+        WAIT_FOR(b, (count = nsn_receive(b, messages, 256, blob, sizeof blob, 0)) == 1);
+        CHECK_EQUAL(nsn_large(b, messages[0].large)[sizeof payload - 1], 8);
+        nsn_large_release(b, messages[0].large);
+    }
+    for (size_t i = 0; i < sizeof payload; i++)
+        CHECK_EQUAL(nsn_large(b, borrowed)[i], 7);
+    CHECK_EQUAL(nsn_publish_buffer(a, "x", 1, "", 0, &own, sizeof payload), 1);
+    WAIT_FOR(b, (count = nsn_receive(b, messages, 256, blob, sizeof blob, 0)) == 1);
+    CHECK_EQUAL(nsn_large(b, messages[0].large)[sizeof payload - 1], 9);
+    nsn_session_close(a);
+    nsn_session_close(b);
+    node_stop(node);
+}
+
 TEST(sessions_that_share_no_version_are_not_linked)
 {
     struct node *node = node_start();

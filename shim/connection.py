@@ -403,6 +403,8 @@ class Connection(NatsClient):
         elif kind == lib.NSN_EVENT_VERSIONS:
             words = bytes(ffi.string(event.text)).decode(errors="replace")
             self._report(SessionError(errno.EPROTONOSUPPORT, words))
+        elif kind == lib.NSN_EVENT_HELD_UP:
+            _logger.warning("%s", bytes(ffi.string(event.text)).decode(errors="replace"))
         elif kind == lib.NSN_EVENT_GAVE_UP:
             _logger.info("session %d is a slow consumer: it gets nothing more until it runs again", event.slot)
 

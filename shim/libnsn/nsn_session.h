@@ -170,6 +170,7 @@ enum nsn_event_kind {
     NSN_EVENT_LAME_DUCK = 6,
     NSN_EVENT_PEER_GONE = 7,
     NSN_EVENT_MAX_REACHED = 8,    /* subscription sid was removed because its maximum was reached */
+    NSN_EVENT_HELD_UP = 10,       /* a barrier waits for the publisher in slot, which is inside one publish all the time */
     NSN_EVENT_VERSIONS = 9,       /* the session in slot is interested, and shares no protocol version: it gets nothing */
 };
 struct nsn_event {

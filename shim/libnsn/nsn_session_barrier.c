@@ -52,6 +52,7 @@ static bool note_publishers(struct nsn_session *s, struct nsn_barrier *barrier)
     uint32_t slots = slots_in_use(s);
     if (!note(barrier, slots))
         return false;
+    barrier->waits_since = nsn_now_ns();
     nsn_fence(); /* pairs with the fence at the start of every publish: it sees the new interest, or we see it inside */
     for (uint32_t slot = 0; slot < slots; slot++) {
         uint64_t alive = nsn_load_acquire(&s->map.slots->slot[slot].alive);
@@ -64,13 +65,32 @@ static bool note_publishers(struct nsn_session *s, struct nsn_barrier *barrier)
     return true;
 }
 
+/* No publish takes this long, but for one that was stopped in the middle, or a process that has come to harm. Nobody decides
+ * that it is dead: it is said whom to look at. */
+static void say_who_holds_up(struct nsn_session *s, struct nsn_barrier *barrier, const struct nsn_seen *seen)
+{
+    if (barrier->held_up || nsn_now_ns() - barrier->waits_since < NSN_HELD_UP_NS)
+        return;
+    uint32_t pid = nsn_load_relaxed32(&s->map.slots->slot[seen->slot].pid);
+    struct nsn_event event = {.kind = NSN_EVENT_HELD_UP, .slot = seen->slot, .number = pid};
+    snprintf(event.text, sizeof event.text, "process %u has been in the middle of a publish for more than %llu s and holds up flush and "
+             "drain here: %s", pid, NSN_HELD_UP_NS / 1000000000ull,
+             nsn_process_stopped(pid) ? "it is stopped" : "if it stays so, it is damaged: end it");
+    nsn_post_event(s, &event);
+    NSN_COUNT(s, held_up, 1);
+    barrier->held_up = true;
+}
+
 static bool publishers_left(struct nsn_session *s, struct nsn_barrier *barrier)
 {
     while (barrier->count) {
         const struct nsn_seen *seen = &barrier->waits[barrier->count - 1];
         bool alive = nsn_load_acquire(&s->map.slots->slot[seen->slot].alive) == seen->generation;
-        if (alive && nsn_load_acquire(&s->map.places[seen->slot].page.publishing) == seen->number)
+        if (alive && nsn_load_acquire(&s->map.places[seen->slot].page.publishing) == seen->number) {
+            say_who_holds_up(s, barrier, seen);
             return false;
+        }
+        barrier->held_up = false;
         barrier->count--;
     }
     return true;

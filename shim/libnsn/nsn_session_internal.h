@@ -26,6 +26,7 @@
 #define NSN_HANDOVER_NS 100000000ull  /* how long an announced link that does not come holds others' messages back, */
 #define NSN_HANDOVER_MOST_NS 1000000000ull /* and while nsnd is not stopped, but has not got to it */
 #define NSN_BLOCKED_NS 2000000000ull  /* how long a record whose pool segment does not come holds barriers back */
+#define NSN_HELD_UP_NS 1000000000ull  /* how long a publisher can be inside one publish before it is spoken of */
 #define NSN_LINKS_UNREAD 16u          /* links of one producer session that are kept until they are read to their ends */
 #define NSN_BATCH_BYTES (1ull << 20)  /* of payloads: with so much in hand, one nsn_receive takes nothing more */
 #define NSN_PASSING_BYTES (16ull << 20) /* queue messages kept for passing on; above it nothing is received */
@@ -137,6 +138,8 @@ struct nsn_barrier {
     int token;
     int stage;
     uint64_t sequence;
+    uint64_t waits_since;             /* for publishers to leave, ns */
+    bool held_up;                     /* by the one that is waited for now, and that was said */
     struct nsn_seen *waits;
     uint32_t count;
 };
@@ -280,6 +283,7 @@ void nsn_in_drop_all(struct nsn_session *s);
 void nsn_in_check_alive(struct nsn_session *s);
 void nsn_in_activate(struct nsn_session *s, struct nsn_peer_in *peer);
 bool nsn_in_pending(struct nsn_session *s);
+bool nsn_process_stopped(uint32_t pid);
 bool nsn_in_announced(struct nsn_session *s, uint64_t now);
 
 /* passing on (nsn_session_pass_on.c) */

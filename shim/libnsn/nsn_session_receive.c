@@ -228,7 +228,7 @@ static uint32_t slots_in_use(const struct nsn_session *s)
 }
 
 /* Whether a process is stopped, or gone; the kernel knows. Who cannot be asked, in another PID namespace, is taken to be. */
-static bool is_stopped(uint32_t pid)
+bool nsn_process_stopped(uint32_t pid)
 {
     char name[32], text[256];
     snprintf(name, sizeof name, "/proc/%u/stat", pid);
@@ -249,7 +249,7 @@ static bool stands_still(struct nsn_session *s, struct nsn_peer_in *peer, uint64
         return peer->hold_stopped;
     peer->hold_stamp = inside;
     peer->hold_asked = now;
-    peer->hold_stopped = is_stopped(nsn_load_relaxed32(&s->map.slots->slot[peer->slot].pid));
+    peer->hold_stopped = nsn_process_stopped(nsn_load_relaxed32(&s->map.slots->slot[peer->slot].pid));
     return peer->hold_stopped;
 }
 
@@ -317,7 +317,7 @@ bool nsn_in_announced(struct nsn_session *s, uint64_t now)
     if (!s->announced_since)
         return false;
     uint64_t waited = now - s->announced_since;
-    if (s->control >= 0 && (waited < NSN_HANDOVER_NS || (waited < NSN_HANDOVER_MOST_NS && !is_stopped(s->node_pid))))
+    if (s->control >= 0 && (waited < NSN_HANDOVER_NS || (waited < NSN_HANDOVER_MOST_NS && !nsn_process_stopped(s->node_pid))))
         return true;
     uint32_t slots = slots_in_use(s);
     for (uint32_t slot = 0; slot < slots; slot++)

@@ -60,6 +60,7 @@ struct nsn_page {                /* 4096 bytes, the slot's session writes */
         uint64_t pool_bytes;     /* gauge: memory touched in the pool */
         uint64_t subscriptions;  /* gauge */
         uint64_t backlog_bytes;  /* gauge: what lies in this session's incoming links */
+        uint64_t held_up;        /* publishers that were inside one publish for so long that a barrier here had to wait */
     } counters __attribute__((aligned(64)));
     char name[128];              /* the connection's name, NUL-terminated */
     uint8_t padding[4096 - 128 - 192 - 128];

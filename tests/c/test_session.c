@@ -488,6 +488,35 @@ TEST(a_session_that_starts_over_leaves_borrowed_memory_alone)
     node_stop(node);
 }
 
+TEST(who_holds_a_barrier_up_by_a_publish_without_end_is_named)
+{
+    struct node *node = node_start();
+    struct nsn_session *a = node_session(node), *b = node_session(node);
+    struct nsn_session_info info;
+    struct nsn_counters counters;
+    struct nsn_event event;
+    char pid[32];
+    nsn_session_info(b, &info);
+    uint64_t *publishing = &nsn_slots_place(node->slots, info.slot)->page.publishing;
+    nsn_store_release(publishing, nsn_now_ns());
+    int token = nsn_barrier_begin(a), done = 0;
+    WAIT_FOR(a, (done |= nsn_barrier_done(a, token)) || nsn_next_event(a, &event));
+    CHECK(!done);
+    CHECK_EQUAL(event.kind, NSN_EVENT_HELD_UP);
+    CHECK_EQUAL(event.slot, info.slot);
+    snprintf(pid, sizeof pid, "process %d ", getpid());
+    CHECK(strstr(event.text, pid) && strstr(event.text, "damaged"));
+    CHECK_EQUAL(nsn_barrier_done(a, token), 0);
+    CHECK_EQUAL(nsn_next_event(a, &event), 0); /* once is enough */
+    nsn_session_counters(a, &counters);
+    CHECK_EQUAL(counters.held_up, 1);
+    nsn_store_release(publishing, 0);
+    WAIT_FOR(a, nsn_barrier_done(a, token));
+    nsn_session_close(a);
+    nsn_session_close(b);
+    node_stop(node);
+}
+
 TEST(sessions_that_share_no_version_are_not_linked)
 {
     struct node *node = node_start();

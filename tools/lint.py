@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("insane_nats", "nsnd", "benchmarks", "examples", "compat_tests", "tests", "tools")
-C_FOLDERS = ("shim/libnsn", "tests/c", "tests/fuzz", "tests/mutants", "benchmarks/c", "examples/insane")
+C_FOLDERS = ("shim/libnsn", "tests/c", "tests/fuzz", "tests/mutants", "tests/insane_style", "benchmarks/c", "examples/insane")
 C_FLAGS = ("-std=gnu11", "-D_GNU_SOURCE=", "-O2", "-Wall", "-Wextra", "-Werror", "-I", "shim/libnsn", "-I", "tests/c")
 
 

@@ -25,8 +25,8 @@ ROUNDS = 10_000  # of the code as it is
 MUTANT_ROUNDS = 60_000  # at most: a mutant's first failure ends it
 SECONDS = 100
 FLAGS = ("-std=gnu11", "-D_GNU_SOURCE=", "-g", "-O1", "-w", "-I.", "-I", str(ROOT / "tests" / "c"))
-WRAPPED = ",".join(f"--wrap={name}" for name in ("sendmsg", "sendto", "madvise"))
-SCENARIOS = ("wake", "space", "quiescence", "causality", "trim", "stall")
+WRAPPED = ",".join(f"--wrap={name}" for name in ("sendmsg", "sendto", "madvise", "getrandom"))
+SCENARIOS = ("wake", "space", "quiescence", "queue", "causality", "trim", "stall")
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,12 @@ MUTANTS = (
         ("nsn_session_barrier.c", "!nsn_in_announced(s, nsn_now_ns()) && note_tails", "note_tails"),)),
     Mutant("no reading to the end", "quiescence", (
         ("nsn_session_barrier.c", "nsn_link_in_head(peer->link) < seen->number &&", "false &&"),)),
+    Mutant("no fence between showing a publish and reading the members", "queue", (ENTER,)),
+    Mutant("a member that has left is forgotten at once", "queue", (
+        ("nsn_session_interest.c", "    if (subscription->queue_length) {\n        subscription->state", "    if (false) {\n        sub"
+         "scription->state"),)),
+    Mutant("a member that has left is forgotten before all publishers know", "queue", (
+        ("nsn_session_interest.c", "    if (nsn_barrier_step(s, s->ghost_barrier) == 0)\n        return;\n", ""),)),
     Mutant("the clock is read behind the heads", "causality", (
         ("nsn_session_receive.c", "    gather(s, now);\n", "    gather(s, now);\n    latest = nsn_now_ns();\n"),)),
     Mutant("no order by stamps", "causality", (

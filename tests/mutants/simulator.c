@@ -120,7 +120,7 @@ uint64_t sim_now_ns(void)
     return now_ns += 1 + sim_random(8);
 }
 
-/* --- system calls that take a lock -------------------------------------------------------------------------------------- */
+/* --- system calls: most take a lock -------------------------------------------------------------------------------------- */
 
 ssize_t __real_sendmsg(int socket, const struct msghdr *message, int flags);
 ssize_t __wrap_sendmsg(int socket, const struct msghdr *message, int flags)
@@ -141,6 +141,15 @@ int __wrap_madvise(void *start, size_t length, int advice)
 {
     sim_fence();
     return __real_madvise(start, length, advice);
+}
+
+/* What is random is so by the seed. */
+ssize_t __wrap_getrandom(void *bytes, size_t length, unsigned flags)
+{
+    (void)flags;
+    for (size_t i = 0; i < length; i++)
+        ((uint8_t *)bytes)[i] = (uint8_t)sim_random(256);
+    return (ssize_t)length;
 }
 
 /* --- tasks ---------------------------------------------------------------------------------------------------------------- */

@@ -307,12 +307,44 @@ static void check_stall(struct side *those)
         fail("published, and received or known to be dropped", those[0].sent, those[2].got + discarded);
 }
 
+/* queue: of two members of a queue group one leaves while messages come; each message is received once, by one or the other. */
+static void prepare_queue(struct side *those)
+{
+    CHECK_EQUAL(nsn_subscribe(those[2].session, 1, "s", 1, "q", 1), 0);
+}
+
+static void join_and_leave(void *context)
+{
+    struct side *side = context;
+    uint64_t numbers[MESSAGES];
+    CHECK_EQUAL(nsn_subscribe(side->session, ++side->sid, "s", 1, "q", 1), 0);
+    while (!nsn_interest_settled(side->session, 1000))
+        nsn_session_process(side->session, 0);
+    for (uint32_t i = sim_random(8); i > 0; i--)
+        receive(side, numbers);
+    CHECK_EQUAL(nsn_unsubscribe(side->session, side->sid, 0), 0);
+    for (int ghosts = 1, tries = 0; ghosts; tries++) {
+        if (tries == TRIES)
+            fail("what has left a queue group is never forgotten", 0, 0);
+        receive(side, numbers);
+        nsn_session_process(side->session, 0);
+        ghosts = (int)side->session->subscriptions.ghosts || side->session->passing;
+    }
+}
+
+static void check_queue(struct side *those)
+{
+    if (those[0].reached != those[1].got + those[2].got)
+        fail("published to the group, and received by its members", those[0].reached, those[1].got + those[2].got);
+}
+
 static const struct scenario scenarios[] = {
     {"wake", 3, 500, {0}, prepare_wake, {publish_some, publish_some, receive_all}, check_wake},
     {"space", 3, 500, {.link_limit = 8}, prepare_wake, {publish_some, publish_some, receive_all}, check_wake},
     {"quiescence", 3, 20, {0}, NULL, {publish_while, publish_while, subscribe_and_drain}, check_quiescence},
     {"causality", 3, 50, {0}, prepare_causality, {cause, effect, judge}, check_nothing},
     {"trim", 3, 200, {0}, prepare_wake, {publish_a_chunk, NULL, receive_and_trim}, check_wake},
+    {"queue", 3, 20, {0}, prepare_queue, {publish_while, join_and_leave, receive_what_there_is}, check_queue},
     {"stall", 3, 200, {.link_limit = 8}, prepare_wake, {publish_and_give_up, NULL, receive_what_there_is}, check_stall},
 };
 

@@ -79,8 +79,7 @@ MUTANTS = (
         ("nsn_session_barrier.c", "nsn_link_in_head(peer->link) < seen->number &&", "false &&"),)),
     Mutant("no fence between showing a publish and reading the members", "queue", (ENTER,)),
     Mutant("a member that has left is forgotten at once", "queue", (
-        ("nsn_session_interest.c", "    if (subscription->queue_length) {\n        subscription->state", "    if (false) {\n        sub"
-         "scription->state"),)),
+        ("nsn_session_interest.c", "if (subscription->queue_length) {", "if (false) {"),)),
     Mutant("a member that has left is forgotten before all publishers know", "queue", (
         ("nsn_session_interest.c", "    if (nsn_barrier_step(s, s->ghost_barrier) == 0)\n        return;\n", ""),)),
     Mutant("the clock is read behind the heads", "causality", (

@@ -191,6 +191,7 @@ struct nsn_session {
     uint32_t group_count, group_room;
     uint32_t budget_countdown, over_budget_slot; /* UINT32_MAX: within the budget */
     uint64_t links_touched;           /* at the last look */
+    uint64_t written, written_most;   /* bytes of records since then, and with how many the next look is due */
     uint64_t pool_share;              /* bytes of the pool that one consumer may hold, as of when one was taken */
     bool waiting, waiting_pool;       /* a publish was told -EAGAIN; for want of pool memory */
     uint32_t wait_length, wait_slot;  /* wait_slot: whose link the last one that was told so waits for */

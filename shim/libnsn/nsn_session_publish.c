@@ -10,7 +10,6 @@
 #include "nsn_session_internal.h"
 
 #define FORKED "this connection was made before fork(): connect again in the child"
-#define BUDGET_STEP (2ull * NSN_INLINE_MAX) /* what a publish touches of one link, in the long run, at most */
 #define ALIGN8(n) (((n) + 7u) & ~7u)
 
 static bool alive(const struct nsn_session *s, uint32_t slot, uint32_t generation)
@@ -297,12 +296,14 @@ static void nudge(struct nsn_session *s, struct nsn_peer_out *peer)
 
 /* --- memory --------------------------------------------------------------------------------------------------------- */
 
-/* At the budget the fullest link counts as full until less is in use. Looked at every so often, since it walks all links, but
- * before publishes to all of them can have gone beyond it. */
+/* At the budget the fullest link counts as full until less is in use. Looked at every so often, since it walks all links, and
+ * when half of what was left at the last look has been written. */
 static void check_budget(struct nsn_session *s)
 {
-    if (s->budget_countdown--)
+    if (s->budget_countdown && s->written < s->written_most) {
+        s->budget_countdown--;
         return;
+    }
     uint64_t touched = 0, most = 0;
     uint32_t fullest = UINT32_MAX;
     for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next) {
@@ -319,9 +320,10 @@ static void check_budget(struct nsn_session *s)
     NSN_GAUGE(s, pool_bytes, pool);
     bool over = touched + pool > s->options.budget && touched > 0 && most > 0;
     s->over_budget_slot = over ? fullest : UINT32_MAX;
-    uint64_t left = s->options.budget - (touched + pool), links = s->counters.links_out ? s->counters.links_out : 1;
-    uint64_t reach = touched + pool < s->options.budget ? left / (links * BUDGET_STEP) : 1;
-    s->budget_countdown = over ? 16 : reach > 256 ? 256 : (uint32_t)reach;
+    uint64_t left = touched + pool < s->options.budget ? s->options.budget - touched - pool : 0;
+    s->written = 0;
+    s->written_most = left / 2 > NSN_LINK_CHUNK ? left / 2 : NSN_LINK_CHUNK;
+    s->budget_countdown = over ? 16 : 256;
 }
 
 /* What a consumer that was given up holds of the pool comes back only when it runs again. So that the others are served
@@ -596,10 +598,11 @@ static int admit(struct nsn_session *s, const struct nsn_parts *parts)
 
 /* --- writing ---------------------------------------------------------------------------------------------------------- */
 
-static void write_record(struct nsn_peer_out *peer, const struct nsn_parts *parts, const struct nsn_target *targets,
-                         uint32_t count)
+static void write_record(struct nsn_session *s, struct nsn_peer_out *peer, const struct nsn_parts *parts,
+                         const struct nsn_target *targets, uint32_t count)
 {
     uint32_t length = record_bound(parts, count);
+    s->written += length;
     struct nsn_record record = {
         .length = length,
         .kind = NSN_RECORD_MESSAGE,
@@ -670,7 +673,7 @@ static int write_plan(struct nsn_session *s, const struct nsn_parts *parts)
         }
         for (uint32_t i = 0; i < group->count; i += NSN_RECORD_SIDS) {
             uint32_t left = group->count - i;
-            write_record(peer, parts, &s->plan[group->first + i], left < NSN_RECORD_SIDS ? left : NSN_RECORD_SIDS);
+            write_record(s, peer, parts, &s->plan[group->first + i], left < NSN_RECORD_SIDS ? left : NSN_RECORD_SIDS);
             records++;
         }
         announce(s, peer, false);

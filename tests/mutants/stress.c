@@ -38,6 +38,10 @@ static uint64_t seed;
 
 static void fail(const char *what, uint64_t a, uint64_t b)
 {
+    char command[128]; /* nothing else can be put in order: the tasks are in the middle of something */
+    snprintf(command, sizeof command, "rm -rf '%s'", node->directory);
+    if (system(command) != 0)
+        printf("%s is left\n", node->directory);
     printf("round %" PRIu64 ": %s (%" PRIu64 ", %" PRIu64 ")\n", seed, what, a, b);
     exit(1);
 }

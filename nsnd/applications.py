@@ -122,6 +122,7 @@ class Application:
         reattached = session is not None and not session.ended
         if session is None or session.ended:
             session = self._claim(process, connection.uid, hello)
+        self.fabric.speaks(session.slot, hello.version_min, hello.version_max)
         session.name = hello.name
         session.attach(connection)
         return session, reattached

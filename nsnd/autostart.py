@@ -136,6 +136,21 @@ def _start(runtime: RuntimeDirectory, request: Request, environment: Mapping[str
             raise AutostartError(str(error)) from error
 
 
+def waited_for(environment: Mapping[str, str]) -> str:
+    """Why --autostart would start nothing now: a node that is not replaced is gone. Empty when it may. For who would run it
+    again and again, since this starts no process."""
+    directory = default_directory(environment)
+    try:
+        if (directory / "node").exists():
+            runtime = RuntimeDirectory(directory)
+            path = find_config(None, environment, autostart=True)
+            if not runtime.node_runs():
+                _check_mark(runtime, str(path) if path else None)
+    except (AutostartError, ConfigError, RuntimeDirectoryError) as error:
+        return str(error)
+    return ""
+
+
 def _check_mark(runtime: RuntimeDirectory, config: str | None) -> None:
     """A node that somebody started, or that has a configuration of its own, is waited for, not replaced."""
     record = runtime.record()

@@ -258,8 +258,7 @@ class Control:
         if hello.version_min > VERSION_MAX or hello.version_max < VERSION_MIN:
             raise ProtocolError(errno.EPROTONOSUPPORT,
                                 f"nsnd {__version__} speaks versions {VERSION_MIN} to {VERSION_MAX} of the control protocol, "
-                                f"this session {hello.version_min} to {hello.version_max}: install versions of insane_nats "
-                                f"that have one in common")
+                                f"this session {hello.version_min} to {hello.version_max}: {_way_out(hello.version_min)}")
         connection.version = min(hello.version_max, VERSION_MAX)
         process = self._process(connection)
         if process is None:
@@ -362,6 +361,12 @@ class Control:
         except FabricError as error:
             raise ProtocolError(error.errno or errno.EIO, f"application ID {application_id}: {error.strerror}") from error
         connection.send(OPEN.pack(MAGIC, PacketType.OPENED, connection.version, application_id, 0))
+
+
+def _way_out(version_min: int) -> str:
+    if version_min > VERSION_MAX:
+        return f"nsnd is older; end it (kill {os.getpid()}) and start that of the program's insane_nats"
+    return "the program is older; upgrade its insane_nats and start it again"
 
 
 def _session(connection: Connection) -> Session:

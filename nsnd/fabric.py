@@ -109,6 +109,10 @@ class Fabric:
         result = lib.nsn_slots_find(self._slots, identity)
         return None if result < 0 else self.slot(result)
 
+    def speaks(self, slot: int, version_min: int, version_max: int) -> None:
+        """Which versions of the protocol: whoever shares none does not link with this session."""
+        lib.nsn_slots_speaks(self._slots, slot, version_min, version_max)
+
     def free(self, slot: int) -> None:
         lib.nsn_slots_free_slot(self._slots, slot)
 

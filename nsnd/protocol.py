@@ -7,8 +7,8 @@ from enum import IntEnum
 from typing import NamedTuple
 
 MAGIC = 0x494E534E
-VERSION_MIN = 1
 VERSION_MAX = 1
+VERSION_MIN = max(1, VERSION_MAX - 1)  # the previous one too, so that nsnd and programs can be upgraded one after the other
 PACKET_MAX = 32768
 NO_SLOT = 0xFFFFFFFF
 INTEREST_ADD = 1

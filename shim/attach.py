@@ -165,6 +165,9 @@ class Attaching(Connection):
                 f"{os.environ.get(node.AUTOSTART_ENVIRONMENT)} forbids to start an nsnd. Start one (nsnd --port {port}) or a "
                 f"nats-server, or unset {node.AUTOSTART_ENVIRONMENT}"
             )
+        waits = node.waited_for()
+        if waits:
+            raise NoNodeError(waits)
         return await node.autostart(server.uri, node.autostart_command(port), self.options["connect_timeout"])
 
     def _decide(self, server: Srv, found: Probe) -> None:
@@ -284,6 +287,7 @@ class Attaching(Connection):
                 no_echo=bool(self.options["no_echo"]),
                 unreliable=self._qos.reliability == "unreliable",
                 pending_size=max(1, self._max_pending_size),
+                write_deadline_ns=max(1, int(min(self._write_deadline, 1e9) * 1e9)),
             )
         )
         try:

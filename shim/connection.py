@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import errno
 import itertools
 import logging
@@ -13,6 +14,7 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable
 from enum import Enum
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from nats import errors
@@ -28,6 +30,7 @@ from insane_nats.shim.errors import (
     SessionError,
     SessionSlowConsumerError,
     SubscriptionRefusedError,
+    UnreadError,
 )
 from insane_nats.shim.node import Probe
 from insane_nats.shim.pump import Pump
@@ -41,8 +44,8 @@ _logger = logging.getLogger("insane_nats")
 
 WRITE_DEADLINE_S = 10.0
 SETTLE_S = 2.0  # longest wait of subscribe() for nsnd
-CLOSE_S = 2.0  # longest wait of close() until what was published is with nsnd at least,
-TAKEN_S = 0.5  # and then until its subscribers have taken it
+CLOSE_S = 2.0  # longest wait of close() until all subscribers can read what was published
+CLOSE_POLL_S = 0.01  # between looks for an nsnd that has gone meanwhile
 ERRORS_KEPT = 8192  # that wait for the error callback
 
 if native.lib is not None:
@@ -289,18 +292,46 @@ class Connection(NatsClient):
             await asyncio.wait([task], timeout=self.options["reconnect_time_wait"])
 
     async def _hand_over(self) -> None:
-        """What was published has been taken by its subscribers, or CLOSE_S have passed."""
+        """The subscribers can read what was published: they have mapped its links. Until then nsnd has these for them; if it
+        ends before, nobody else has, and the next one is waited for. CLOSE_S in all; then what is wrong is reported."""
         pump, session = self._pump, self._session
-        if pump is None or session is None or session.state != nsn.READY:
+        if pump is None or session is None:
             return
+
+        def taken() -> bool:
+            return bool(lib.nsn_links_taken(session.handle))
+
+        deadline = monotonic() + CLOSE_S
         try:
-            # First nsnd has all links; that is enough unless it ends before a subscriber that is busy or stopped takes its own.
-            if not await pump.barrier(CLOSE_S) or not await pump.until(
-                lambda: bool(lib.nsn_links_taken(session.handle)), TAKEN_S
-            ):
-                _logger.info("closed before every subscriber had taken its link")
+            if session.state == nsn.READY:
+                await pump.barrier(CLOSE_S)
+            while not taken() and (left := deadline - monotonic()) > 0:
+                if session.state != nsn.READY:
+                    await self._find_node(session, pump)
+                else:
+                    await pump.until(lambda: taken() or session.state != nsn.READY, left)
         except SessionError as error:
             self._report(error)
+        if taken():
+            return
+        if session.state == nsn.READY:
+            _logger.warning("closed before every subscriber had taken its link: nsnd keeps it for them as long as it runs")
+        else:
+            self._report(UnreadError(CLOSE_S))
+
+    async def _find_node(self, session: nsn.Session, pump: Pump) -> None:
+        """Attaches again to whoever listens at the node's socket, and hands over what has not been taken. SessionError when
+        that one refuses."""
+        if session.state == nsn.DETACHED:
+            with contextlib.suppress(SessionError):
+                session.reattach(self._found_info["insane"]["socket"])
+        elif session.state == nsn.CONNECTING:
+            session.process()
+            pump.watch_control()
+        else:
+            raise SessionError(errno.ECONNREFUSED, session.error())
+        if session.state != nsn.READY:
+            await asyncio.sleep(CLOSE_POLL_S)
 
     def _end_subscriptions(self) -> None:
         current = asyncio.current_task()
@@ -411,6 +442,11 @@ class Connection(NatsClient):
         elif kind == lib.NSN_EVENT_LINK_BROKEN:
             words = bytes(ffi.string(event.text)).decode(errors="replace")
             self._report(SessionError(errno.EPROTO, f"the link of session {event.slot} was dropped: {words or 'damaged'}"))
+        elif kind == lib.NSN_EVENT_VERSIONS:
+            words = bytes(ffi.string(event.text)).decode(errors="replace")
+            self._report(SessionError(errno.EPROTONOSUPPORT, words))
+        elif kind == lib.NSN_EVENT_HELD_UP:
+            _logger.warning("%s", bytes(ffi.string(event.text)).decode(errors="replace"))
         elif kind == lib.NSN_EVENT_GAVE_UP:
             _logger.info("session %d is a slow consumer: it gets nothing more until it runs again", event.slot)
 

@@ -69,6 +69,16 @@ class SubscriptionRefusedError(errors.Error):
         super().__init__(f"nats: subscription to {subject!r} refused: {text}")
 
 
+class UnreadError(errors.Error):
+    """Closed before subscribers had what was published, with nobody left to hand it to them."""
+
+    def __init__(self, waited_s: float) -> None:
+        super().__init__(
+            f"nats: closed while nsnd was away, and it did not come back within {waited_s:g} s: subscribers that had not heard "
+            "from this connection before do not get what it published to them. Keep nsnd running, or close later"
+        )
+
+
 class SessionError(errors.Error):
     """The fabric said no: an errno, and libnsn's words."""
 
@@ -85,5 +95,6 @@ __all__ = [
     "SessionError",
     "SessionSlowConsumerError",
     "SubscriptionRefusedError",
+    "UnreadError",
     "WrongKindError",
 ]

@@ -248,6 +248,13 @@ def autostart_command(port: int) -> list[str]:
     return [sys.executable, "-P", "-m", "nsnd", "--autostart", "--port", str(port)]
 
 
+def waited_for() -> str:
+    """Why no node is to be started now: one that somebody started by hand is gone, and is waited for. Empty when one may be."""
+    from nsnd.autostart import waited_for  # not needed where a node is there
+
+    return waited_for(os.environ)
+
+
 async def autostart(uri: ParseResult, command: Sequence[str], timeout_s: float) -> Probe:
     """Runs the command, which starts exactly one nsnd whoever else does the same, until a node or server answers at the URL.
 

@@ -22,7 +22,8 @@ CONNECTING, READY, DETACHED, REFUSED, CLOSED, LOST = range(6)  # enum nsn_sessio
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """What a session is opened with. pending_size: bytes kept while nsnd is gone for what needs it; 0: libnsn's default."""
+    """What a session is opened with. pending_size: bytes kept while nsnd is gone for what needs it;
+    write_deadline_ns: how long a queue message that is passed on waits for a member that is full; 0: libnsn's defaults."""
 
     socket_path: str
     application_id: int
@@ -30,6 +31,7 @@ class SessionOptions:
     no_echo: bool = False
     unreliable: bool = False
     pending_size: int = 0
+    write_deadline_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Session:
                 "no_echo": options.no_echo,
                 "unreliable": options.unreliable,
                 "pending_size": options.pending_size,
+                "write_deadline_ns": options.write_deadline_ns,
             },
         )
         error = ffi.new("char[]", ERROR_SIZE)

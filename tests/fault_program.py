@@ -303,6 +303,11 @@ async def no_descriptors(url: str, subject: str, new: str) -> None:
     await nc.close()
 
 
+async def attempt(url: str) -> None:
+    """Connects once, and says what came of it."""
+    say(error=await _outcome(nats.connect(url, error_cb=Errors().note, allow_reconnect=False)))
+
+
 def _mount_small(directory: str) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "tmpfs", directory], check=True)
 
@@ -359,6 +364,7 @@ ROLES: dict[str, Callable[..., Awaitable[None]]] = {
     "come_and_go": come_and_go,
     "order": order,
     "no_descriptors": no_descriptors,
+    "attempt": attempt,
     "full_file_system": full_file_system,
 }
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -177,13 +177,13 @@ class Programs:
         self._all: list[Program] = []
 
     async def start(self, role: str, url: str, marked: bool = False, environment: dict[str, str] | None = None,
-                    **arguments: Any) -> Program:
-        """Returns when it runs; what it says first is still to be heard."""
+                    command: Sequence[str] = (), **arguments: Any) -> Program:
+        """Returns when it runs; what it says first is still to be heard. command: what it is run by."""
         path = self._folder / f"marks-{len(self._all)}"
         if marked:
             arguments["marks"] = str(path)
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.fault_program", role, json.dumps({"url": url, **arguments}),
+            *command, sys.executable, "-m", "tests.fault_program", role, json.dumps({"url": url, **arguments}),
             cwd=servers.ROOT, env={**os.environ, **(environment or {})}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )
         program = Program(process, path)

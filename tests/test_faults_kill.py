@@ -10,16 +10,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 if sys.platform != "linux":
     pytest.skip("the fabric is for Linux", allow_module_level=True)
 
+import insane_nats as nats
 from insane_nats import errors
 from nsnd.runtime import RuntimeDirectory
-from tests.fault_program import payload
-from tests.faults import Inbox, Node, connection, programs, running_node, tell, until
+from tests.fault_program import Errors, payload
+from tests.faults import PATIENCE_S, Inbox, Node, connection, programs, running_node, tell, until
 
 
 @pytest.fixture
@@ -349,3 +351,89 @@ def _descriptors_here() -> int:
 def _mappings_here() -> list[str]:
     """Links and pool segments that this process has mapped."""
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if "/memfd:nsn-" in line]
+
+
+def test_a_node_that_was_started_by_hand_is_waited_for_without_starting_anything(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+
+    async def autostart(*arguments: object) -> NoReturn:
+        started.append(arguments)
+        raise AssertionError
+
+    async def run() -> None:
+        seen, inbox = Errors(), Inbox()
+        async with connection(node.url, error_cb=seen.note, reconnect_time_wait=0.05) as nc:
+            await nc.subscribe("x", cb=inbox.take)
+            node.kill()
+            await until(lambda: sum("started by hand" in text for text in seen.texts) >= 3, "it tries, and says why not")
+            with pytest.raises(errors.NoServersError, match="started by hand"):
+                await nats.connect(node.url, error_cb=Errors().note)
+            node.start()
+            await until(lambda: nc.is_connected, "it is back")
+            await nc.publish("x", payload(0, 100))
+            await until(lambda: inbox.highest == 1, "it works")
+            tell("nsnd by hand away", attempts=len(seen.texts), started=len(started))
+            assert not started
+
+    monkeypatch.setattr("insane_nats.shim.node.autostart", autostart)
+    asyncio.run(run())
+
+
+def test_close_waits_until_what_was_published_can_be_read_also_over_a_kill_of_nsnd(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nsnd alone has the link of a subscriber that is stopped: killed then, it must get that once more from who is closing."""
+    monkeypatch.setattr("insane_nats.shim.connection.CLOSE_S", PATIENCE_S)
+    count = 20
+
+    async def run() -> None:
+        async with programs(tmp_path) as those:
+            stopped = await those.ready("receive", node.url, True, subject="x")
+            await stopped.stop()
+            seen = Errors()
+            async with connection(node.url, error_cb=seen.note) as nc:
+                for number in range(count):
+                    await nc.publish("x", payload(number, 50_000 if number % 5 == 0 else 100))
+                await nc.flush()
+                closing = asyncio.create_task(nc.close())
+                await asyncio.sleep(0)
+                node.kill()
+                assert not closing.done()
+                node.start()
+                stopped.go_on()
+                await closing
+                assert "UnreadError" not in "".join(seen.texts)
+            await until(lambda: stopped.marks.highest == count, "all have come")
+            times = stopped.marks.times(count)
+            tell("nsnd killed while a publisher closes", published=count, lost=times.count(0), doubled=max(times) - 1)
+            assert set(times) == {1}
+            await stopped.end()
+
+    asyncio.run(run())
+
+
+def test_close_does_not_wait_for_ever_for_an_nsnd_that_is_gone_and_says_so(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("insane_nats.shim.connection.CLOSE_S", 0.3)
+
+    async def run() -> None:
+        async with programs(tmp_path) as those:
+            stopped = await those.ready("receive", node.url, True, subject="x")
+            await stopped.stop()
+            seen = Errors()
+            async with connection(node.url, error_cb=seen.note) as nc:
+                await nc.publish("x", payload(0, 100))
+                node.kill()
+                async with asyncio.timeout(PATIENCE_S):
+                    await nc.close()
+                await until(lambda: any("UnreadError" in text for text in seen.texts), "it is said")
+            monkeypatch.setattr("insane_nats.shim.connection.CLOSE_S", 2 * PATIENCE_S)
+            async with connection(node.start().url) as nc:  # who has nothing to hand over does not wait
+                node.kill()
+                async with asyncio.timeout(PATIENCE_S):
+                    await nc.close()
+
+    asyncio.run(run())

@@ -36,6 +36,7 @@ def test_numbers_are_those_of_the_header() -> None:
         assert getattr(lib, f"NSN_{kind.name}") == kind
     assert lib.NSN_PROTOCOL_MAGIC == p.MAGIC
     assert lib.NSN_PROTOCOL_VERSION == p.VERSION_MAX
+    assert lib.NSN_PROTOCOL_VERSION_MIN == p.VERSION_MIN
     assert lib.NSN_PACKET_MAX == p.PACKET_MAX
 
 

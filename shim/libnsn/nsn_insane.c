@@ -108,6 +108,7 @@ static void read_events(struct nsn_insane *insane)
             break;
         case NSN_EVENT_GAVE_UP:
         case NSN_EVENT_LINK_BROKEN:
+        case NSN_EVENT_VERSIONS:
             nsn_insane_warn(insane, event.kind, "%s", event.text);
             break;
         case NSN_EVENT_INTEREST:

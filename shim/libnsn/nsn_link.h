@@ -103,6 +103,7 @@ uint64_t nsn_link_out_pinned(const struct nsn_link_out *link);  /* pool bytes re
  * be called once for a link that has become idle, about a second after the consumer's trim. */
 uint64_t nsn_link_out_touched(struct nsn_link_out *link);
 bool nsn_link_out_taken(const struct nsn_link_out *link);       /* the consumer has mapped it */
+bool nsn_link_out_taken_with(const struct nsn_link_out *link, uint64_t segments); /* and so many of the pool's segments */
 uint32_t nsn_link_out_tail32(const struct nsn_link_out *link);  /* for the consumer's board: differs after each commit */
 uint64_t nsn_link_out_id(const struct nsn_link_out *link);
 
@@ -134,6 +135,8 @@ int nsn_link_out_reader(struct nsn_link_out *link, struct nsn_link_in **reader, 
  * caller's. Says "taken". */
 int nsn_link_in_map(struct nsn_link_in **link, int fd, uint64_t link_id, char *error, size_t error_size);
 void nsn_link_in_destroy(struct nsn_link_in *link);
+/* Says that one more of the producer's pool segments has been mapped. */
+void nsn_link_in_took_segment(struct nsn_link_in *link);
 
 /* A checked copy of a record's fixed part, and where its variable parts lie. The bytes are the producer's: each may change
  * at any time, so each is copied once and the copy used. */

@@ -32,7 +32,7 @@ struct nsn_link_in {
     uint64_t peeked_pool;          /* its bytes in the pool */
     bool peeked_ref;               /* it carries a pool reference */
 
-    uint64_t link_id;
+    uint64_t link_id, segments;
     uint64_t published;
     uint64_t left[CHUNK_WORDS];    /* physical chunks that were read to the end and whose memory was not given back since */
     uint32_t left_high;            /* how many of them from NSN_LINK_KEEP on */
@@ -80,6 +80,11 @@ int nsn_link_in_adopt(struct nsn_link_in **result, struct nsn_link_file *file, u
     nsn_store_release(&file->consumer.taken, 1); /* with nsn_link_out_taken, which reads nothing else */
     *result = link;
     return 0;
+}
+
+void nsn_link_in_took_segment(struct nsn_link_in *link)
+{
+    nsn_store_release(&link->file->consumer.taken, 1 + ++link->segments); /* as above */
 }
 
 int nsn_link_in_map(struct nsn_link_in **result, int fd, uint64_t link_id, char *error, size_t error_size)

@@ -33,7 +33,7 @@ struct nsn_link_producer_words {
 struct nsn_link_consumer_words {
     uint64_t head __attribute__((aligned(NSN_CACHE_LINE))); /* position up to which everything was read */
     uint64_t consumed;             /* record and pool bytes read, in the link's life */
-    uint64_t taken __attribute__((aligned(NSN_CACHE_LINE))); /* 1: mapped */
+    uint64_t taken __attribute__((aligned(NSN_CACHE_LINE))); /* 1 and how many pool segments that came with it: mapped */
     uint64_t trim;                 /* odd: memory is being given back */
     uint64_t trimmed;              /* how often it was */
     uint64_t stall_acknowledged;   /* highest `stall` that was acted upon */

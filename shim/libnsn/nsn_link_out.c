@@ -288,7 +288,11 @@ uint64_t nsn_link_out_touched(struct nsn_link_out *link)
     return bytes + (uint64_t)(link->high_in_use - 1) * NSN_LINK_CHUNK + current;
 }
 
-bool nsn_link_out_taken(const struct nsn_link_out *link) { return nsn_load_relaxed(&link->file->consumer.taken) == 1; }
+bool nsn_link_out_taken(const struct nsn_link_out *link) { return nsn_link_out_taken_with(link, 0); }
+bool nsn_link_out_taken_with(const struct nsn_link_out *link, uint64_t segments)
+{
+    return nsn_load_relaxed(&link->file->consumer.taken) >= 1 + segments;
+}
 uint32_t nsn_link_out_tail32(const struct nsn_link_out *link) { return (uint32_t)(link->tail / 8); }
 uint64_t nsn_link_out_id(const struct nsn_link_out *link) { return link->link_id; }
 

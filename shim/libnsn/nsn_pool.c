@@ -28,6 +28,7 @@ struct segment {
     uint64_t size;
     uint64_t free_since_ns;        /* when the last held block came back */
     uint32_t count, free_count;    /* blocks */
+    bool retired;                  /* no block of it is taken again */
     struct nsn_block blocks[];
 };
 
@@ -42,7 +43,7 @@ struct nsn_pool {
     struct segment *segments[NSN_POOL_SEGMENTS];
     uint32_t lives[NSN_POOL_SEGMENTS]; /* how many segments there have been in each place */
     size_t segment_count;
-    uint64_t bytes;
+    uint64_t bytes, held;          /* of all segments; of the blocks that are not free */
 };
 
 static uint64_t block_bytes(uint32_t class)
@@ -179,6 +180,7 @@ int nsn_pool_take(struct nsn_pool *pool, uint64_t size, uint64_t allowance, stru
     block->next = NULL;
     block->holds = 1;
     ((struct segment *)block->owner)->free_count--;
+    pool->held += block->capacity;
     *result = block;
     return 0;
 }
@@ -194,15 +196,23 @@ void nsn_block_drop(struct nsn_pool *pool, struct nsn_block *block, uint64_t now
     assert(block->holds > 0);
     if (--block->holds)
         return;
+    pool->held -= block->capacity;
     struct segment *segment = block->owner;
+    segment->free_count++;
+    if (segment->retired) {
+        if (segment->free_count == segment->count)
+            free_segment(pool, segment->number % NSN_POOL_SEGMENTS);
+        return;
+    }
     struct class *class = &pool->classes[segment->class];
     block->next = class->free_blocks;
     class->free_blocks = block;
-    if (++segment->free_count == segment->count)
+    if (segment->free_count == segment->count)
         segment->free_since_ns = now_ns;
 }
 
 uint64_t nsn_pool_bytes(const struct nsn_pool *pool) { return pool->bytes; }
+uint64_t nsn_pool_held(const struct nsn_pool *pool) { return pool->held; }
 size_t nsn_pool_segments(const struct nsn_pool *pool) { return pool->segment_count; }
 
 int nsn_pool_segment(const struct nsn_pool *pool, uint32_t number, uint32_t *index, int *fd, uint64_t *size)
@@ -219,7 +229,7 @@ int nsn_pool_segment(const struct nsn_pool *pool, uint32_t number, uint32_t *ind
 static bool is_idle(const struct nsn_pool *pool, const struct segment *segment, uint64_t now_ns)
 {
     uint64_t patience_ns = pool->classes[segment->class].segments == 1 ? 10 * NSN_SEGMENT_IDLE_NS : NSN_SEGMENT_IDLE_NS;
-    return segment->free_count == segment->count && now_ns >= segment->free_since_ns + patience_ns;
+    return !segment->retired && segment->free_count == segment->count && now_ns >= segment->free_since_ns + patience_ns;
 }
 
 static void forget_blocks(struct class *class, const struct segment *segment)
@@ -230,6 +240,20 @@ static void forget_blocks(struct class *class, const struct segment *segment)
             *link = (*link)->next;
         else
             link = &(*link)->next;
+    }
+}
+
+void nsn_pool_retire(struct nsn_pool *pool)
+{
+    for (uint32_t class = 0; class < CLASSES; class++)
+        pool->classes[class].free_blocks = NULL;
+    for (uint32_t index = 0; index < NSN_POOL_SEGMENTS; index++) {
+        struct segment *segment = pool->segments[index];
+        if (!segment)
+            continue;
+        segment->retired = true;
+        if (segment->free_count == segment->count)
+            free_segment(pool, index);
     }
 }
 

@@ -34,6 +34,10 @@ void nsn_pool_free(struct nsn_pool *pool);
  * link holds no descriptor; in a child it is left alone.) */
 void nsn_pool_abandon(struct nsn_pool *pool);
 
+/* No block that there is now is taken again: readers that nobody hears of any more may still borrow it. Those that are held
+ * stay good until they are dropped. */
+void nsn_pool_retire(struct nsn_pool *pool);
+
 /* A block of at least `size` bytes, held once. A new segment is made when no block is free and the bytes touched would stay
  * within `allowance`; else -ENOBUFS. -EMSGSIZE above NSN_BLOCK_MAX, -ENFILE at NSN_POOL_SEGMENTS, else the kernel's errno. */
 int nsn_pool_take(struct nsn_pool *pool, uint64_t size, uint64_t allowance, struct nsn_block **block);
@@ -41,6 +45,7 @@ void nsn_block_hold(struct nsn_block *block);
 void nsn_block_drop(struct nsn_pool *pool, struct nsn_block *block, uint64_t now_ns);
 
 uint64_t nsn_pool_bytes(const struct nsn_pool *pool);      /* size of all segments */
+uint64_t nsn_pool_held(const struct nsn_pool *pool);       /* of the blocks that somebody holds */
 size_t nsn_pool_segments(const struct nsn_pool *pool);
 /* A segment's descriptor (the pool's own) and size, for handing over; -ENOENT. index: dense place (< NSN_POOL_SEGMENTS)
  * of a living segment, for the caller's bitmaps; it is used again after the segment is gone. */

@@ -14,7 +14,9 @@
 #include <stdint.h>
 
 #define NSN_PROTOCOL_MAGIC 0x494e534eu /* "NSNI" */
-#define NSN_PROTOCOL_VERSION 1         /* nsnd speaks this and the previous one, from 2 on */
+#define NSN_PROTOCOL_VERSION 1         /* of the packets, and of what lies in shared memory */
+/* Everybody speaks the previous one too, so that nsnd and programs can be upgraded one after the other. */
+#define NSN_PROTOCOL_VERSION_MIN (NSN_PROTOCOL_VERSION > 1 ? NSN_PROTOCOL_VERSION - 1 : 1)
 #define NSN_PACKET_MAX 32768
 
 enum nsn_packet_type {
@@ -40,7 +42,7 @@ enum nsn_packet_type {
 struct nsn_packet { /* at the front of every packet */
     uint32_t magic;
     uint16_t type;
-    uint16_t version; /* of the protocol spoken; in HELLO the highest the session speaks */
+    uint16_t version; /* of the protocol spoken, as the WELCOME says; in HELLO the highest the session speaks */
 };
 
 struct nsn_hello {

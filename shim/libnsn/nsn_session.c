@@ -12,6 +12,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "nsn_budget.h"
 #include "nsn_session_internal.h"
 
 int nsn_fail(struct nsn_session *s, int error, const char *format, ...)
@@ -148,12 +149,11 @@ struct nsn_session *nsn_session_open(const struct nsn_session_options *options, 
     snprintf(s->socket_path, sizeof s->socket_path, "%s", options->socket_path);
     s->options.name = s->name;
     s->options.socket_path = s->socket_path;
-    if (!s->options.link_limit)
-        s->options.link_limit = NSN_LINK_LIMIT;
-    if (!s->options.budget)
-        s->options.budget = NSN_BUDGET;
+    if (!s->options.write_deadline_ns)
+        s->options.write_deadline_ns = NSN_WRITE_DEADLINE_NS;
     if (!s->options.pending_size)
         s->options.pending_size = NSN_PENDING_SIZE;
+    s->protocol = NSN_PROTOCOL_VERSION;
     s->control = s->bell = s->spare = s->own_bell = s->own_segment = -1;
     nsn_ringer_init(&s->ringer);
     s->outgoing_last = &s->outgoing;
@@ -177,6 +177,13 @@ struct nsn_session *nsn_session_open(const struct nsn_session_options *options, 
         return NULL;
     }
     s->random |= 1;
+    if (!s->options.budget && nsn_budget_default(&s->options.budget, error, error_size) < 0) {
+        free_session(s);
+        return NULL;
+    }
+    s->pool_share = s->options.budget;
+    if (!s->options.link_limit)
+        s->options.link_limit = s->options.budget / 4 < NSN_LINK_LIMIT ? s->options.budget / 4 : NSN_LINK_LIMIT;
     nsn_routes_on_parting(s->routes, nsn_pass_on_parting, s);
     s->control = connect_control(s->socket_path, error, error_size);
     if (s->control < 0) {
@@ -201,7 +208,7 @@ void nsn_session_close(struct nsn_session *s)
     if (s->control >= 0) {
         nsn_interest_flush(s);
         nsn_control_flush(s);
-        struct nsn_packet goodbye = {NSN_PROTOCOL_MAGIC, NSN_GOODBYE, NSN_PROTOCOL_VERSION};
+        struct nsn_packet goodbye = {NSN_PROTOCOL_MAGIC, NSN_GOODBYE, s->protocol};
         nsn_control_send(s, &goodbye, sizeof goodbye, -1);
     }
     s->state = NSN_CLOSED;
@@ -319,7 +326,7 @@ int nsn_session_accept_loss(struct nsn_session *s)
 int nsn_ping(struct nsn_session *s, uint64_t token)
 {
     pthread_mutex_lock(&s->lock);
-    struct nsn_ping ping = {.packet = {NSN_PROTOCOL_MAGIC, NSN_PING, NSN_PROTOCOL_VERSION}, .token = token};
+    struct nsn_ping ping = {.packet = {NSN_PROTOCOL_MAGIC, NSN_PING, s->protocol}, .token = token};
     int result = s->state == NSN_READY ? nsn_control_send(s, &ping, sizeof ping, -1) : -ENOTCONN;
     pthread_mutex_unlock(&s->lock);
     return result;
@@ -327,10 +334,12 @@ int nsn_ping(struct nsn_session *s, uint64_t token)
 
 /* --- sleep -------------------------------------------------------------------------------------------------------- */
 
+/* A queue message that waits to be passed on does not keep it awake: the full member rings when it has read. */
 static bool arm(struct nsn_session *s)
 {
+    nsn_pass_on_waiting(s);
     nsn_sleep_begin(s->page, &s->sleep_number);
-    if (!nsn_in_pending(s) && !s->held && !nsn_pass_on_waiting(s))
+    if ((s->passing_bytes >= NSN_PASSING_BYTES || !nsn_in_pending(s)) && !s->held)
         return true;
     nsn_sleep_end(s->page, &s->sleep_number);
     return false;
@@ -358,12 +367,18 @@ int nsn_doze(struct nsn_session *s, uint64_t timeout_ns)
 {
     if (!nsn_arm(s))
         return 1;
+    pthread_mutex_lock(&s->lock);
+    uint64_t now = nsn_now_ns(), due = nsn_pass_on_due(s);
+    pthread_mutex_unlock(&s->lock);
+    bool is_due = due <= now || due - now < timeout_ns;
+    if (is_due)
+        timeout_ns = due > now ? due - now : 0;
     struct pollfd fds[2] = {{.fd = s->bell, .events = POLLIN}, {.fd = s->control, .events = POLLIN}};
     struct timespec timeout = {(time_t)(timeout_ns / 1000000000u), (long)(timeout_ns % 1000000000u)};
     int ready = ppoll(fds, 2, &timeout, NULL);
     if (ready > 0 && fds[0].revents)
         nsn_disarm(s);
-    return ready > 0;
+    return ready > 0 || is_due;
 }
 
 int nsn_trim(struct nsn_session *s)

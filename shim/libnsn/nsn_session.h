@@ -21,8 +21,9 @@ struct nsn_session_options {
     uint32_t application_id;
     int no_echo;                  /* own subscriptions get nothing of what this session publishes */
     int unreliable;               /* never wait: a full link drops, counted */
-    uint64_t link_limit;          /* bytes of backlog a link holds; 0: 64 MiB */
-    uint64_t budget;              /* bytes touched in links and pool; 0: 256 MiB */
+    uint64_t link_limit;          /* bytes of backlog a link holds; 0: 64 MiB, or a quarter of the budget */
+    uint64_t budget;              /* bytes touched in links and pool; 0: nsn_budget_default (nsn_budget.h) */
+    uint64_t write_deadline_ns;   /* how long a queue message that is passed on waits for a full member; 0: 10 s */
     uint64_t pending_size;        /* bytes kept while DETACHED for sessions that have no link yet; 0: 2 MiB */
 };
 
@@ -132,7 +133,8 @@ int nsn_receive(struct nsn_session *session, struct nsn_message *messages, int m
 const uint8_t *nsn_large(struct nsn_session *session, uint32_t large);
 void nsn_large_release(struct nsn_session *session, uint32_t large);
 
-/* 1 when messages were held back for causal order (call receive again soon, without sleeping long). */
+/* 1 when messages were held back for causal order, or wait to be passed on to another member of a queue group (call receive
+ * again soon, without sleeping long). */
 int nsn_receive_held(struct nsn_session *session);
 /* 1 when some publisher of this session waits for space that may be there now (clears it). */
 int nsn_space(struct nsn_session *session);
@@ -142,7 +144,7 @@ int nsn_space(struct nsn_session *session);
 int nsn_arm(struct nsn_session *session);
 /* Awake again; takes the bell's rings. Cheap when it was awake. */
 void nsn_disarm(struct nsn_session *session);
-/* Arms, and blocks on the bell and control descriptors for at most timeout_ns. 1 when rung, 0 at the timeout. */
+/* Arms, and blocks on the bell and control descriptors for at most timeout_ns. 1 when rung or due, 0 at the timeout. */
 int nsn_doze(struct nsn_session *session, uint64_t timeout_ns);
 /* Gives idle memory back: links, pool. Call about a second after the last traffic. 1 when there may be more to give. */
 int nsn_trim(struct nsn_session *session);
@@ -155,7 +157,8 @@ int nsn_barrier_begin(struct nsn_session *session);
 /* 1 done (and forgotten), 0 not yet, -ENOENT unknown token. */
 int nsn_barrier_done(struct nsn_session *session, int token);
 void nsn_barrier_cancel(struct nsn_session *session, int token);
-/* 1 when every living consumer has mapped the links that this session made: what was published needs nobody any more. */
+/* 1 when every living consumer has mapped the links that this session made, and the pool segments that belong to them: what
+ * was published needs nobody any more. */
 int nsn_links_taken(struct nsn_session *session);
 
 /* --- events ------------------------------------------------------------------------------------------------------ */
@@ -168,6 +171,8 @@ enum nsn_event_kind {
     NSN_EVENT_LAME_DUCK = 6,
     NSN_EVENT_PEER_GONE = 7,
     NSN_EVENT_MAX_REACHED = 8,    /* subscription sid was removed because its maximum was reached */
+    NSN_EVENT_HELD_UP = 10,       /* a barrier waits for the publisher in slot, which is inside one publish all the time */
+    NSN_EVENT_VERSIONS = 9,       /* the session in slot is interested, and shares no protocol version: it gets nothing */
 };
 struct nsn_event {
     uint32_t kind;

@@ -53,14 +53,14 @@ static bool note_publishers(struct nsn_session *s, struct nsn_barrier *barrier)
     if (!note(barrier, slots))
         return false;
     nsn_others_renew(s, false);
-    barrier->noted_at = nsn_now_ns();
+    barrier->waits_since = nsn_now_ns();
     nsn_fence(); /* pairs with the fence at the start of every publish: it sees the new interest, or we see it inside */
     for (uint32_t slot = 0; slot < slots; slot++) {
         uint64_t alive = nsn_load_acquire(&s->map.slots->slot[slot].alive);
         if (!alive || slot == s->slot)
             continue;
         uint64_t inside = nsn_load_acquire(&nsn_page_of(s, s->other_at[slot], slot)->publishing);
-        if (nsn_is_stranger(s, slot) && barrier->noted_at < s->other_at[slot]->not_waited_until)
+        if (nsn_is_stranger(s, slot) && barrier->waits_since < s->other_at[slot]->not_waited_until)
             continue;
         if (inside)
             barrier->waits[barrier->count++] = (struct nsn_seen){.slot = slot, .generation = (uint32_t)alive, .number = inside};
@@ -72,10 +72,26 @@ static bool note_publishers(struct nsn_session *s, struct nsn_barrier *barrier)
 static bool is_given_up(struct nsn_session *s, const struct nsn_barrier *barrier, uint32_t slot)
 {
     uint64_t now = nsn_now_ns();
-    if (!nsn_is_stranger(s, slot) || now - barrier->noted_at < NSN_STRANGER_INSIDE_NS)
+    if (!nsn_is_stranger(s, slot) || now - barrier->waits_since < NSN_STRANGER_INSIDE_NS)
         return false;
     s->other_at[slot]->not_waited_until = now + NSN_STRANGER_VAIN_NS;
     return true;
+}
+
+/* No publish takes this long, but for one that was stopped in the middle, or a process that has come to harm. Nobody decides
+ * that it is dead: it is said whom to look at. */
+static void say_who_holds_up(struct nsn_session *s, struct nsn_barrier *barrier, const struct nsn_seen *seen)
+{
+    if (barrier->held_up || nsn_now_ns() - barrier->waits_since < NSN_HELD_UP_NS)
+        return;
+    uint32_t pid = nsn_load_relaxed32(&s->map.slots->slot[seen->slot].pid);
+    struct nsn_event event = {.kind = NSN_EVENT_HELD_UP, .slot = seen->slot, .number = pid};
+    snprintf(event.text, sizeof event.text, "process %u has been in the middle of a publish for more than %llu s and holds up flush and "
+             "drain here: %s", pid, NSN_HELD_UP_NS / 1000000000ull,
+             nsn_process_stopped(pid) ? "it is stopped" : "if it stays so, it is damaged: end it");
+    nsn_post_event(s, &event);
+    NSN_COUNT(s, held_up, 1);
+    barrier->held_up = true;
 }
 
 static bool publishers_left(struct nsn_session *s, struct nsn_barrier *barrier)
@@ -84,8 +100,11 @@ static bool publishers_left(struct nsn_session *s, struct nsn_barrier *barrier)
         const struct nsn_seen *seen = &barrier->waits[barrier->count - 1];
         const struct nsn_page *page = nsn_page_of(s, s->other_at[seen->slot], seen->slot);
         bool alive = nsn_load_acquire(&s->map.slots->slot[seen->slot].alive) == seen->generation;
-        if (alive && nsn_load_acquire(&page->publishing) == seen->number && !is_given_up(s, barrier, seen->slot))
+        if (alive && nsn_load_acquire(&page->publishing) == seen->number && !is_given_up(s, barrier, seen->slot)) {
+            say_who_holds_up(s, barrier, seen);
             return false;
+        }
+        barrier->held_up = false;
         barrier->count--;
     }
     return true;
@@ -208,7 +227,8 @@ void nsn_barrier_cancel(struct nsn_session *s, int token)
 int nsn_links_taken(struct nsn_session *s)
 {
     pthread_mutex_lock(&s->lock);
-    int all = nsn_out_all_taken(s);
+    nsn_out_check_taken(s);
+    int all = nsn_out_all_passed_on(s);
     pthread_mutex_unlock(&s->lock);
     return all;
 }

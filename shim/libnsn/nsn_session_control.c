@@ -97,9 +97,9 @@ int nsn_control_send(struct nsn_session *s, const void *packet, size_t length, i
     return 0;
 }
 
-static struct nsn_packet header(uint16_t type)
+static struct nsn_packet header(const struct nsn_session *s, uint16_t type)
 {
-    return (struct nsn_packet){.magic = NSN_PROTOCOL_MAGIC, .type = type, .version = NSN_PROTOCOL_VERSION};
+    return (struct nsn_packet){.magic = NSN_PROTOCOL_MAGIC, .type = type, .version = s->protocol};
 }
 
 int nsn_control_hello(struct nsn_session *s)
@@ -117,9 +117,9 @@ int nsn_control_hello(struct nsn_session *s)
             return result;
     }
     struct nsn_hello hello = {
-        .packet = header(NSN_HELLO),
+        .packet = {NSN_PROTOCOL_MAGIC, NSN_HELLO, NSN_PROTOCOL_VERSION},
         .application_id = s->options.application_id,
-        .version_min = NSN_PROTOCOL_VERSION,
+        .version_min = NSN_PROTOCOL_VERSION_MIN,
         .identity = {s->identity[0], s->identity[1]},
         .slot = s->generation ? s->slot : UINT32_MAX,
         .generation = s->generation,
@@ -140,7 +140,7 @@ void nsn_interest_flush(struct nsn_session *s)
     s->batch = NULL;
     batch->sequence = ++s->sequence;
     struct nsn_interest *front = (struct nsn_interest *)batch->bytes;
-    *front = (struct nsn_interest){.packet = header(NSN_INTEREST), .sequence = batch->sequence, .count = batch->count,
+    *front = (struct nsn_interest){.packet = header(s, NSN_INTEREST), .sequence = batch->sequence, .count = batch->count,
                                    .length = batch->length - (uint32_t)sizeof *front};
     *s->sent_last = batch;
     s->sent_last = &batch->next;
@@ -254,7 +254,7 @@ static int enter_application(struct nsn_session *s, const struct nsn_welcome *we
     if (result < 0)
         return result;
     s->uid = nsn_load_relaxed32(&s->map.slots->slot[welcome->slot].uid);
-    if (s->is_other != nsn_load_relaxed32(&s->map.slots->slot[welcome->slot].other))
+    if (s->is_other != (nsn_load_relaxed32(&s->map.slots->slot[welcome->slot].traits) & NSN_SLOT_OTHER))
         return nsn_fail(s, -EPROTO, "nsnd takes this program's user for another than it is");
     result = nsn_log_reader_open(&s->log, welcome->directory, s->error, sizeof s->error);
     if (result < 0)
@@ -294,6 +294,7 @@ static void start_over(struct nsn_session *s)
 {
     while (s->outs)
         nsn_out_drop(s, s->outs);
+    nsn_pool_retire(s->pool); /* with the links went all knowledge of who still borrows what */
     nsn_in_drop_all(s);
     forget_batches(s, UINT64_MAX);
     free(s->batch);
@@ -316,6 +317,15 @@ static void welcomed(struct nsn_session *s, const struct nsn_welcome *welcome)
         nsn_detach(s, "its welcome is broken");
         return;
     }
+    if (welcome->packet.version < NSN_PROTOCOL_VERSION_MIN || welcome->packet.version > NSN_PROTOCOL_VERSION) {
+        s->state = NSN_REFUSED_STATE;
+        nsn_detach(s, "it speaks another protocol");
+        nsn_fail(s, -EPROTONOSUPPORT, "nsnd speaks version %u of the control protocol, and this program %d to %d: install versions "
+                 "of insane_nats that have one in common", welcome->packet.version, NSN_PROTOCOL_VERSION_MIN,
+                 NSN_PROTOCOL_VERSION);
+        return;
+    }
+    s->protocol = welcome->packet.version;
     s->client_id = welcome->client_id;
     s->max_payload = welcome->max_payload;
     memcpy(s->version, welcome->version, sizeof s->version);
@@ -323,8 +333,10 @@ static void welcomed(struct nsn_session *s, const struct nsn_welcome *welcome)
     if (carried_on) {
         s->state = NSN_READY;
         forget_batches(s, welcome->acknowledged);
-        for (struct nsn_batch *batch = s->sent; batch; batch = batch->next)
+        for (struct nsn_batch *batch = s->sent; batch; batch = batch->next) {
+            ((struct nsn_packet *)batch->bytes)->version = s->protocol;
             nsn_control_send(s, batch->bytes, batch->length, -1);
+        }
         nsn_out_resend(s);
         nsn_in_check_alive(s);
         nsn_others_renew(s, false);
@@ -361,7 +373,7 @@ static void taken(struct nsn_session *s, int fd, int result)
                              : "there was no memory for what it handed over");
         return;
     }
-    struct nsn_packet packet = header(NSN_TAKEN);
+    struct nsn_packet packet = header(s, NSN_TAKEN);
     nsn_control_send(s, &packet, sizeof packet, -1);
 }
 

@@ -17,8 +17,8 @@
 #include "nsn_subject.h"
 #include "nsn_wake.h"
 
-#define NSN_BUDGET (256ull << 20)
 #define NSN_PENDING_SIZE (2ull << 20)
+#define NSN_WRITE_DEADLINE_NS 10000000000ull
 #define NSN_PAYLOAD_MAX (72ull << 20)
 #define NSN_EVENTS 1024u
 #define NSN_HOLD_NS 20000000ull       /* how long a publisher stopped inside a publish holds others' messages back, */
@@ -30,6 +30,7 @@
 #define NSN_STRANGER_INSIDE_NS 500000000ull /* how long a barrier waits for one that is inside a publish */
 #define NSN_STRANGER_VAIN_NS 10000000000ull /* how long no announced link of another user is waited for once one did not come */
 #define NSN_BLOCKED_NS 2000000000ull  /* how long a record whose pool segment does not come holds barriers back */
+#define NSN_HELD_UP_NS 1000000000ull  /* how long a publisher can be inside one publish before it is spoken of */
 #define NSN_LINKS_UNREAD 16u          /* links of one producer session that are kept until they are read to their ends */
 #define NSN_BATCH_BYTES (1ull << 20)  /* of payloads: with so much in hand, one nsn_receive takes nothing more */
 #define NSN_PASSING_BYTES (16ull << 20) /* queue messages kept for passing on; above it nothing is received */
@@ -78,6 +79,7 @@ struct nsn_peer_out {
     struct nsn_need need;             /* as much as this */
     bool parted;                      /* its session has ended, and its queue messages were taken back */
     bool unrung;                      /* ringing failed for want of buffer: to be tried again */
+    uint32_t shown;                   /* pool segments handed over, in the link's life */
     uint8_t segments[NSN_POOL_SEGMENTS / 8]; /* pool segments (by place) that were handed over */
     struct nsn_former *formers;       /* newest first */
     uint32_t former_count;
@@ -160,7 +162,7 @@ struct nsn_passing {
     uint16_t subject_length, reply_length, queue_length;
     uint32_t header_length;
     uint64_t payload_length;
-    uint64_t stamp;
+    uint64_t waits_since;             /* when all members were found to be full, ns; 0: not yet */
     uint8_t bytes[];                  /* subject, reply, queue, headers, payload */
 };
 
@@ -171,7 +173,8 @@ struct nsn_barrier {
     int token;
     int stage;
     uint64_t sequence;
-    uint64_t noted_at;                /* when publishers were looked at */
+    uint64_t waits_since;             /* for publishers to leave, ns */
+    bool held_up;                     /* by the one that is waited for now, and that was said */
     struct nsn_seen *waits;
     uint32_t count;
 };
@@ -185,6 +188,7 @@ struct nsn_session {
     uint64_t *fork_canary;            /* wiped in a forked child */
     uint64_t client_id, max_payload;
     uint32_t slot, generation;
+    uint16_t protocol;                /* version that is spoken with nsnd */
     char directory[256], version[32];
     uint64_t random;
 
@@ -226,6 +230,7 @@ struct nsn_session {
     uint32_t segment_at[NSN_POOL_SEGMENTS]; /* number of the pool segment in each place */
     struct nsn_peer_out *out[NSN_SLOTS_MAX], *outs;
     uint64_t last_stamp, link_ids;
+    uint32_t unlinked[NSN_SLOTS_MAX]; /* generation of the session with which no version is shared; said once */
     uint32_t untaken;                 /* links whose consumer has not mapped them */
     struct nsn_target *plan;          /* where the publish in hand goes, by slot */
     uint32_t plan_count, plan_room;
@@ -233,7 +238,10 @@ struct nsn_session {
     uint32_t group_count, group_room;
     uint32_t budget_countdown, over_budget_slot; /* UINT32_MAX: within the budget */
     uint64_t links_touched;           /* at the last look */
+    uint64_t written, written_most;   /* bytes of records since then, and with how many the next look is due */
+    uint64_t pool_share;              /* bytes of the pool that one consumer may hold, as of when one was taken */
     bool waiting, waiting_pool;       /* a publish was told -EAGAIN; for want of pool memory */
+    uint32_t wait_slot;               /* whose link the last one that was told so waits for */
     bool unrung;
 
     /* receive */
@@ -301,9 +309,11 @@ int nsn_control_hello(struct nsn_session *s);
 /* publish (nsn_session_publish.c) */
 int nsn_deliver_queue(struct nsn_session *s, const struct nsn_parts *parts, const char *queue, size_t queue_length,
                       uint32_t excluded_sid);
+void nsn_out_give_up(struct nsn_session *s, uint32_t slot);
 void nsn_out_drop(struct nsn_session *s, struct nsn_peer_out *peer);
 void nsn_out_check_taken(struct nsn_session *s);
 bool nsn_out_all_taken(struct nsn_session *s);
+bool nsn_out_all_passed_on(struct nsn_session *s);
 void nsn_out_resend(struct nsn_session *s);
 void nsn_out_peer_gone(struct nsn_session *s, uint32_t slot, uint32_t generation);
 void nsn_out_ring_again(struct nsn_session *s);
@@ -333,12 +343,14 @@ void nsn_in_drop_all(struct nsn_session *s);
 void nsn_in_check_alive(struct nsn_session *s);
 void nsn_in_activate(struct nsn_session *s, struct nsn_peer_in *peer);
 bool nsn_in_pending(struct nsn_session *s);
+bool nsn_process_stopped(uint32_t pid);
 bool nsn_in_announced(struct nsn_session *s, uint64_t now);
 
 /* passing on (nsn_session_pass_on.c) */
 void nsn_pass_on_queue(struct nsn_session *s, uint32_t sid, const struct nsn_record_view *view, const uint8_t *inside,
                        const char *queue, size_t queue_length);
 bool nsn_pass_on_waiting(struct nsn_session *s);
+uint64_t nsn_pass_on_due(const struct nsn_session *s);
 void nsn_pass_on_parting(void *session, uint32_t slot, uint32_t generation, const uint32_t *sid);
 void nsn_pass_on_take_back(struct nsn_session *s, struct nsn_peer_out *peer);
 void nsn_pass_on_forget(struct nsn_peer_out *peer);

@@ -71,7 +71,7 @@ static bool read_slot(const struct nsn_session *s, uint32_t slot, struct nsn_oth
 {
     const struct nsn_slot *shared = &s->map.slots->slot[slot];
     uint64_t alive = nsn_load_acquire(&shared->alive);
-    if (!alive || !nsn_load_relaxed32(&shared->other))
+    if (!alive || !(nsn_load_relaxed32(&shared->traits) & NSN_SLOT_OTHER))
         return false;
     *other = (struct nsn_other){.slot = slot, .generation = (uint32_t)alive, .uid = nsn_load_relaxed32(&shared->uid),
                                 .segment = (int32_t)nsn_load_relaxed32((const uint32_t *)&shared->segment), .holds = 1,
@@ -134,7 +134,7 @@ const struct nsn_page *nsn_page_of(const struct nsn_session *s, const struct nsn
 {
     if (other)
         return &other->place->page;
-    return nsn_load_relaxed32(&s->map.slots->slot[slot].other) ? &nobody : &s->map.places[slot].page;
+    return (nsn_load_relaxed32(&s->map.slots->slot[slot].traits) & NSN_SLOT_OTHER) ? &nobody : &s->map.places[slot].page;
 }
 
 bool nsn_is_stranger(const struct nsn_session *s, uint32_t slot)

@@ -36,14 +36,37 @@ static void take_first(struct nsn_session *s)
     free(first);
 }
 
+/* When the first has waited for the whole write deadline, ns; UINT64_MAX: none waits. */
+uint64_t nsn_pass_on_due(const struct nsn_session *s)
+{
+    return s->passing && s->passing->waits_since ? s->passing->waits_since + s->options.write_deadline_ns : UINT64_MAX;
+}
+
+/* All members of its group are full. True while it may wait. Then one after the other is given up, as by a publish, and what
+ * goes to one that was is dropped and counted. */
+static bool may_wait(struct nsn_session *s)
+{
+    uint64_t now = nsn_now_ns();
+    if (!s->passing->waits_since)
+        s->passing->waits_since = now;
+    if (now < nsn_pass_on_due(s))
+        return true;
+    nsn_out_give_up(s, s->wait_slot);
+    return false;
+}
+
 /* True when some could not be passed on yet. */
 bool nsn_pass_on_waiting(struct nsn_session *s)
 {
     while (s->passing) {
+        uint64_t dropped = s->counters.dropped;
         int result = pass_on_now(s, s->passing);
-        if (result == -EAGAIN)
-            return true;
-        if (result > 0)
+        if (result == -EAGAIN) {
+            if (may_wait(s))
+                return true;
+            continue;
+        }
+        if (result > 0 && s->counters.dropped == dropped)
             NSN_COUNT(s, passed_on, 1);
         else if (result < 0)
             NSN_COUNT(s, dropped, 1);

@@ -39,7 +39,7 @@ void nsn_publish_leave(struct nsn_session *s)
 static void hand_over(struct nsn_session *s, const struct nsn_peer_out *peer)
 {
     struct nsn_link_packet packet = {
-        .packet = {NSN_PROTOCOL_MAGIC, NSN_LINK, NSN_PROTOCOL_VERSION},
+        .packet = {NSN_PROTOCOL_MAGIC, NSN_LINK, s->protocol},
         .peer_slot = peer->slot,
         .peer_generation = peer->generation,
         .link_id = nsn_link_out_id(peer->link),
@@ -50,7 +50,7 @@ static void hand_over(struct nsn_session *s, const struct nsn_peer_out *peer)
 static void hand_over_segment(struct nsn_session *s, const struct nsn_peer_out *peer, uint32_t segment, uint64_t size, int fd)
 {
     struct nsn_segment_packet packet = {
-        .packet = {NSN_PROTOCOL_MAGIC, NSN_SEGMENT, NSN_PROTOCOL_VERSION},
+        .packet = {NSN_PROTOCOL_MAGIC, NSN_SEGMENT, s->protocol},
         .peer_slot = peer->slot,
         .peer_generation = peer->generation,
         .segment = segment,
@@ -110,7 +110,7 @@ void nsn_out_drop(struct nsn_session *s, struct nsn_peer_out *peer)
 static bool out_find_place(struct nsn_session *s, struct nsn_peer_out *peer)
 {
     uint32_t slot = peer->slot;
-    if (nsn_load_relaxed32(&s->map.slots->slot[slot].other)) {
+    if ((nsn_load_relaxed32(&s->map.slots->slot[slot].traits) & NSN_SLOT_OTHER)) {
         peer->other = nsn_other_find(s, slot, peer->generation);
         if (!peer->other)
             return false;
@@ -158,7 +158,25 @@ static int out_make(struct nsn_session *s, uint32_t slot, uint32_t generation, s
     return 1;
 }
 
-/* The link to a session, made on first use. 1 and *found; 0 when that session lives no more. */
+/* Whether that session speaks a version of the protocol that this one speaks. When not, it is said once. */
+static bool shares_version(struct nsn_session *s, uint32_t slot, uint32_t generation)
+{
+    uint32_t traits = nsn_load_relaxed32(&s->map.slots->slot[slot].traits); /* the versions were stored before its interest */
+    uint32_t lowest = nsn_slot_version_min(traits), highest = nsn_slot_version_max(traits);
+    if (lowest <= NSN_PROTOCOL_VERSION && highest >= NSN_PROTOCOL_VERSION_MIN)
+        return true;
+    if (s->unlinked[slot] != generation) {
+        s->unlinked[slot] = generation;
+        struct nsn_event event = {.kind = NSN_EVENT_VERSIONS, .slot = slot, .error = -EPROTONOSUPPORT};
+        snprintf(event.text, sizeof event.text, "process %u speaks versions %u to %u of the protocol and this one %d to %d: it gets "
+                 "nothing from here until the older is upgraded", nsn_load_relaxed32(&s->map.slots->slot[slot].pid), lowest,
+                 highest, NSN_PROTOCOL_VERSION_MIN, NSN_PROTOCOL_VERSION);
+        nsn_post_event(s, &event);
+    }
+    return false;
+}
+
+/* The link to a session, made on first use. 1 and *found; 0 when that session lives no more, or speaks another protocol. */
 static int out_find(struct nsn_session *s, uint32_t slot, uint32_t generation, struct nsn_peer_out **found)
 {
     if (slot >= NSN_SLOTS_MAX)
@@ -168,7 +186,7 @@ static int out_find(struct nsn_session *s, uint32_t slot, uint32_t generation, s
         *found = peer;
         return 1;
     }
-    if (!alive(s, slot, generation))
+    if (!alive(s, slot, generation) || !shares_version(s, slot, generation))
         return 0;
     if (peer) { /* of an earlier session in that slot */
         nsn_pass_on_take_back(s, peer);
@@ -196,6 +214,15 @@ bool nsn_out_all_taken(struct nsn_session *s)
         return true;
     for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
         if (peer->fd >= 0 && alive(s, peer->slot, peer->generation))
+            return false;
+    return true;
+}
+
+/* Also the pool segments: whatever nsnd has still to pass on is lost with it when this session has ended. */
+bool nsn_out_all_passed_on(struct nsn_session *s)
+{
+    for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
+        if (!nsn_link_out_taken_with(peer->link, peer->shown) && alive(s, peer->slot, peer->generation))
             return false;
     return true;
 }
@@ -242,6 +269,7 @@ static int show_segment(struct nsn_session *s, struct nsn_peer_out *peer, uint32
     else if (s->state == NSN_READY)
         hand_over_segment(s, peer, segment, size, fd);
     s->segment_at[index] = segment;
+    peer->shown += result >= 0;
     if (result >= 0)
         peer->segments[index / 8] |= bit;
     return result < 0 ? result : 0;
@@ -276,11 +304,11 @@ static void out_broken(struct nsn_session *s, struct nsn_peer_out *peer)
 static void announce(struct nsn_session *s, const struct nsn_peer_out *peer, bool under_way)
 {
     /* the generation, so that it differs from what an earlier session in this slot left behind */
-    uint32_t word = (nsn_link_out_tail32(peer->link) + s->generation * 2654435761u + peer->nudges * 40503u) << 1 | under_way;
+    uint32_t word = (nsn_link_out_tail32(peer->link) + s->generation * 2654435761u + peer->nudges * 2654435769u) << 1 | under_way;
     nsn_store_release32(peer->word, word); /* pairs with the acquire in look() */
 }
 
-/* The consumer is to look at a link in which nothing is new: it was given up, or did not get something. */
+/* Has the consumer look at the link although there is nothing new in it. */
 static void nudge(struct nsn_session *s, struct nsn_peer_out *peer)
 {
     peer->nudges++;
@@ -289,11 +317,14 @@ static void nudge(struct nsn_session *s, struct nsn_peer_out *peer)
 
 /* --- memory --------------------------------------------------------------------------------------------------------- */
 
-/* At the budget the fullest link counts as full until less is in use. Looked at every so often: it walks all links. */
+/* At the budget the fullest link counts as full until less is in use. Looked at every so often, since it walks all links, and
+ * when half of what was left at the last look has been written. */
 static void check_budget(struct nsn_session *s)
 {
-    if (s->budget_countdown--)
+    if (s->budget_countdown && s->written < s->written_most) {
+        s->budget_countdown--;
         return;
+    }
     uint64_t touched = 0, most = 0;
     uint32_t fullest = UINT32_MAX;
     for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next) {
@@ -310,7 +341,18 @@ static void check_budget(struct nsn_session *s)
     NSN_GAUGE(s, pool_bytes, pool);
     bool over = touched + pool > s->options.budget && touched > 0 && most > 0;
     s->over_budget_slot = over ? fullest : UINT32_MAX;
+    uint64_t left = touched + pool < s->options.budget ? s->options.budget - touched - pool : 0;
+    s->written = 0;
+    s->written_most = left / 2 > NSN_LINK_CHUNK ? left / 2 : NSN_LINK_CHUNK;
     s->budget_countdown = over ? 16 : 256;
+}
+
+/* What a consumer that was given up holds of the pool comes back only when it runs again. So that the others are served
+ * meanwhile, nobody holds more than is left. */
+static bool over_share(const struct nsn_session *s, const struct nsn_peer_out *peer, uint64_t bytes)
+{
+    uint64_t pinned = nsn_link_out_pinned(peer->link);
+    return bytes && pinned && pinned + bytes > s->pool_share;
 }
 
 static int take_block(struct nsn_session *s, uint64_t size, struct nsn_block **block)
@@ -318,6 +360,8 @@ static int take_block(struct nsn_session *s, uint64_t size, struct nsn_block **b
     uint64_t allowance = s->options.budget > s->links_touched ? s->options.budget - s->links_touched : 0;
     for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
         nsn_link_out_reap(peer->link, s->pool, false);
+    uint64_t held = nsn_pool_held(s->pool);
+    s->pool_share = allowance > held ? allowance - held : 0;
     int result = nsn_pool_take(s->pool, size, allowance, block);
     if (result != -ENOBUFS && result != -ENFILE)
         return result < 0 ? nsn_fail(s, result, "no memory for %llu bytes of payload: %s", (unsigned long long)size,
@@ -340,6 +384,7 @@ static int take_block(struct nsn_session *s, uint64_t size, struct nsn_block **b
                             "or raise the budget", (unsigned long long)s->options.budget);
         nsn_link_out_want_memory(fullest->link);
         fullest->want = true;
+        s->wait_slot = fullest->slot;
         s->waiting = s->waiting_pool = true;
         return -EAGAIN;
     }
@@ -489,11 +534,11 @@ static int fitness_of(struct nsn_session *s, const struct nsn_target *member, co
         return DEAD;
     struct nsn_peer_out *peer = s->out[member->slot];
     if (!peer || peer->generation != member->generation)
-        return FIT;
+        return shares_version(s, member->slot, member->generation) ? FIT : DEAD;
     if (nsn_link_out_stalled(peer->link))
         return STALLED;
     struct nsn_need need = need_of(parts, peer, NSN_RECORD_SIDS);
-    return room_for(peer, &need) == 1 && member->slot != s->over_budget_slot ? FIT : FULL;
+    return room_for(peer, &need) == 1 && member->slot != s->over_budget_slot && !over_share(s, peer, need.pool) ? FIT : FULL;
 }
 
 /* One member at random; one that has room before one that has not, a slow one last. 1, or 0 when there is none. */
@@ -580,7 +625,9 @@ static int admit(struct nsn_session *s, const struct nsn_parts *parts)
         int room = group.drop ? 1 : room_for(peer, &need);
         if (room == 0 && nsn_link_out_reap(peer->link, s->pool, true)) /* for want of references */
             room = room_for(peer, &need);
-        if (room == 1 && !stalled && peer->slot == s->over_budget_slot && nsn_link_out_behind(peer->link) > 0)
+        bool over = over_share(s, peer, need.pool) ||
+                    (peer->slot == s->over_budget_slot && nsn_link_out_behind(peer->link) > 0);
+        if (room == 1 && !stalled && over)
             room = 0;
         if (room == 1 && peer->fd >= 0 && s->state != NSN_READY && nsn_link_out_behind(peer->link) > s->options.pending_size)
             return nsn_fail(s, -ENOBUFS, "nsnd is gone, and %llu bytes wait for a session that is not linked yet",
@@ -595,12 +642,13 @@ static int admit(struct nsn_session *s, const struct nsn_parts *parts)
             peer->want = true;
             s->waiting = true;
             peer->need = need;
-            int there = peer->slot == s->over_budget_slot ? nsn_link_out_want_memory(peer->link) : want_room(peer, &need);
+            s->wait_slot = peer->slot;
+            int there = over ? nsn_link_out_want_memory(peer->link) : want_room(peer, &need);
             if (there == 1) { /* room, or references that have been released and are still to be taken back */
                 nsn_link_out_reap(peer->link, s->pool, true);
                 there = room_for(peer, &need);
             }
-            if (there != 1 || peer->slot == s->over_budget_slot)
+            if (there != 1 || peer->slot == s->over_budget_slot || over_share(s, peer, need.pool))
                 verdict = -EAGAIN;
         }
         s->groups[s->group_count++] = group;
@@ -642,11 +690,13 @@ ON_THE_WAY uint8_t *write_names(uint8_t *at, const struct nsn_parts *parts)
     return at + parts->reply_length;
 }
 
-static void write_record(struct nsn_peer_out *peer, const struct nsn_parts *parts, const struct nsn_target *targets,
-                         uint32_t count)
+static void write_record(struct nsn_session *s, struct nsn_peer_out *peer, const struct nsn_parts *parts,
+                         const struct nsn_target *targets, uint32_t count)
 {
     bool pool = parts->block && !peer->copies;
-    uint8_t *at = write_front(peer, parts, targets, count, record_bound(parts, peer, count), pool ? NSN_RECORD_POOL : 0);
+    uint32_t length = record_bound(parts, peer, count);
+    uint8_t *at = write_front(peer, parts, targets, count, length, pool ? NSN_RECORD_POOL : 0);
+    s->written += length;
     if (pool) {
         struct nsn_pool_ref ref = {.segment = parts->block->segment, .offset = parts->block->offset};
         nsn_link_out_refer(peer->link, parts->block, bytes_of(parts), &ref);
@@ -679,12 +729,13 @@ static void write_part(struct nsn_peer_out *peer, const struct nsn_parts *parts,
 }
 
 /* Written, and not visible yet: it takes long, and is to be there as a whole, or not at all when this session dies. */
-static void write_in_parts(struct nsn_peer_out *peer, const struct nsn_parts *parts, const struct nsn_target *targets,
-                           uint32_t count)
+static void write_in_parts(struct nsn_session *s, struct nsn_peer_out *peer, const struct nsn_parts *parts,
+                           const struct nsn_target *targets, uint32_t count)
 {
     write_names(write_front(peer, parts, targets, count, ALIGN8(front_bytes(parts, count)), NSN_RECORD_PARTS), parts);
     nsn_link_out_append(peer->link);
     uint64_t all = bytes_of(parts);
+    s->written += all;
     for (uint64_t done = 0; done < all; done += PART_BYTES)
         write_part(peer, parts, done, all - done < PART_BYTES ? (uint32_t)(all - done) : PART_BYTES);
 }
@@ -696,7 +747,7 @@ static void write_copies(struct nsn_session *s, const struct nsn_parts *parts)
         const struct nsn_group *group = &s->groups[g];
         for (uint32_t i = 0; !group->drop && in_parts(parts, group->peer) && i < group->count; i += NSN_RECORD_SIDS) {
             uint32_t left = group->count - i;
-            write_in_parts(group->peer, parts, &s->plan[group->first + i], left < NSN_RECORD_SIDS ? left : NSN_RECORD_SIDS);
+            write_in_parts(s, group->peer, parts, &s->plan[group->first + i], left < NSN_RECORD_SIDS ? left : NSN_RECORD_SIDS);
         }
     }
 }
@@ -742,7 +793,7 @@ static int write_plan(struct nsn_session *s, const struct nsn_parts *parts)
         }
         for (uint32_t i = 0; !written && i < group->count; i += NSN_RECORD_SIDS) {
             uint32_t left = group->count - i;
-            write_record(peer, parts, &s->plan[group->first + i], left < NSN_RECORD_SIDS ? left : NSN_RECORD_SIDS);
+            write_record(s, peer, parts, &s->plan[group->first + i], left < NSN_RECORD_SIDS ? left : NSN_RECORD_SIDS);
             records++;
         }
         announce(s, peer, false);
@@ -883,6 +934,26 @@ int nsn_publish(struct nsn_session *s, const char *subject, size_t subject_lengt
     return result;
 }
 
+static void give_up(struct nsn_session *s, struct nsn_peer_out *peer)
+{
+    nsn_link_out_stall(peer->link);
+    nudge(s, peer); /* it may have read everything just now, and would never look at the mark */
+    nsn_fence();    /* pairs with nsn_sleep_begin's */
+    if (nsn_wake_due(peer->page, &peer->rung))
+        ring(s, peer);
+    struct nsn_event event = {.kind = NSN_EVENT_GAVE_UP, .slot = peer->slot, .number = nsn_link_out_behind(peer->link)};
+    snprintf(event.text, sizeof event.text, "the subscriber in slot %u did not read for the whole write deadline: its "
+             "messages are dropped until it does", peer->slot);
+    nsn_post_event(s, &event);
+}
+
+void nsn_out_give_up(struct nsn_session *s, uint32_t slot)
+{
+    struct nsn_peer_out *peer = slot < NSN_SLOTS_MAX ? s->out[slot] : NULL;
+    if (peer)
+        give_up(s, peer);
+}
+
 int nsn_publish_give_up(struct nsn_session *s)
 {
     pthread_mutex_lock(&s->lock);
@@ -892,18 +963,10 @@ int nsn_publish_give_up(struct nsn_session *s)
             continue;
         peer->want = false;
         nsn_link_out_unwant(peer->link);
-        if (!s->waiting_pool && peer->slot != s->over_budget_slot &&
+        if (!s->waiting_pool && peer->slot != s->over_budget_slot && !over_share(s, peer, peer->need.pool) &&
             room_for(peer, &peer->need) == 1)
             continue;
-        nsn_link_out_stall(peer->link);
-        nudge(s, peer); /* it may have read the link to its end just now, and look at it no more */
-        nsn_fence();    /* pairs with nsn_sleep_begin's */
-        if (nsn_wake_due(peer->page, &peer->rung))
-            ring(s, peer);
-        struct nsn_event event = {.kind = NSN_EVENT_GAVE_UP, .slot = peer->slot, .number = nsn_link_out_behind(peer->link)};
-        snprintf(event.text, sizeof event.text, "the subscriber in slot %u did not read for the whole write deadline: its "
-                 "messages are dropped until it does", peer->slot);
-        nsn_post_event(s, &event);
+        give_up(s, peer);
         count++;
     }
     s->waiting = s->waiting_pool = false;
@@ -926,7 +989,7 @@ static bool space_now(struct nsn_session *s)
     check_budget(s);
     for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
         if (peer->want && alive(s, peer->slot, peer->generation) &&
-            (room_for(peer, &peer->need) == 0 || peer->slot == s->over_budget_slot))
+            (room_for(peer, &peer->need) == 0 || peer->slot == s->over_budget_slot || over_share(s, peer, peer->need.pool)))
             return false;
     return true;
 }

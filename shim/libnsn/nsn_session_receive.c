@@ -211,6 +211,7 @@ int nsn_in_segment(struct nsn_session *s, uint32_t slot, uint32_t generation, ui
     if (result < 0)
         return result;
     peer->segment_count++;
+    nsn_link_in_took_segment(peer->link);
     peer->blocked = false;
     activate(s, peer);
     return 0;
@@ -255,7 +256,7 @@ static uint32_t slots_in_use(const struct nsn_session *s)
 }
 
 /* Whether a process is stopped, or gone; the kernel knows. Who cannot be asked, in another PID namespace, is taken to be. */
-static bool is_stopped(uint32_t pid)
+bool nsn_process_stopped(uint32_t pid)
 {
     char name[32], text[256];
     snprintf(name, sizeof name, "/proc/%u/stat", pid);
@@ -276,7 +277,7 @@ static bool stands_still(struct nsn_session *s, struct nsn_peer_in *peer, uint64
         return peer->hold_stopped;
     peer->hold_stamp = inside;
     peer->hold_asked = now;
-    peer->hold_stopped = is_stopped(nsn_load_relaxed32(&s->map.slots->slot[peer->slot].pid));
+    peer->hold_stopped = nsn_process_stopped(nsn_load_relaxed32(&s->map.slots->slot[peer->slot].pid));
     return peer->hold_stopped;
 }
 
@@ -414,7 +415,7 @@ bool nsn_in_announced(struct nsn_session *s, uint64_t now)
     if (!s->announced_since)
         return false;
     uint64_t waited = now - s->announced_since;
-    bool patient = waited < NSN_HANDOVER_MOST_NS && !s->announced_by_strangers && !is_stopped(s->node_pid);
+    bool patient = waited < NSN_HANDOVER_MOST_NS && !s->announced_by_strangers && !nsn_process_stopped(s->node_pid);
     if (s->control >= 0 && (waited < NSN_HANDOVER_NS || patient))
         return true;
     give_announced_up(s, now);
@@ -983,4 +984,4 @@ int nsn_receive(struct nsn_session *s, struct nsn_message *messages, int most, u
     }
 }
 
-int nsn_receive_held(struct nsn_session *s) { return s->held; }
+int nsn_receive_held(struct nsn_session *s) { return s->held || s->passing; }

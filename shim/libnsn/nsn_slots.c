@@ -18,6 +18,11 @@ _Static_assert(sizeof(struct nsn_slots_file) == 4096 + NSN_SLOTS_MAX * sizeof(st
 _Static_assert(sizeof(struct nsn_page) == 4096, "one writer a page");
 _Static_assert(sizeof(struct nsn_place) % 4096 == 0, "places can be punched");
 
+static bool is_other(const struct nsn_slot *slot)
+{
+    return slot->traits & NSN_SLOT_OTHER;
+}
+
 #define FILE_MODE 0644 /* whom the directory lets in may read */
 #define SLOTS_SIZE sizeof(struct nsn_slots_file)
 #define PAGES_SIZE (NSN_SLOTS_MAX * sizeof(struct nsn_place))
@@ -169,8 +174,8 @@ static int take_over(struct nsn_slots *slots, char *error, size_t error_size)
         if (slot->alive && (slot->alive != slot->generation || i >= slots->highest))
             return nsn_explain(error, error_size, -EPROTO,
                                "slot %u is broken: end the programs that use this application ID and remove its directory", i);
-        others |= slot->alive && slot->other;
-        if (slot->alive && slot->other) /* one that is gone cannot be attached, and its process is found dead by the caller */
+        others |= slot->alive && is_other(slot);
+        if (slot->alive && is_other(slot)) /* one that is gone cannot be attached, and its process is found dead by the caller */
             nsn_place_attach(&slots->other[i], slot->segment, slot->uid, 0, error, error_size);
     }
     if (others) /* the nsnd before this one may have died just before it said so */
@@ -260,7 +265,7 @@ struct nsn_place *nsn_slots_place(const struct nsn_slots *slots, uint32_t slot)
 {
     if (slot >= NSN_SLOTS_MAX)
         return NULL;
-    bool other = slots->slot[slot].alive && slots->slot[slot].other;
+    bool other = slots->slot[slot].alive && is_other(&slots->slot[slot]);
     return other ? (struct nsn_place *)(uintptr_t)slots->other[slot] : &slots->places[slot];
 }
 
@@ -289,7 +294,7 @@ static void write_slot(struct nsn_slot *shared, const struct nsn_slot *slot)
     nsn_store_relaxed32(&shared->pid, slot->pid);
     nsn_store_relaxed32(&shared->uid, slot->uid);
     nsn_store_relaxed32((uint32_t *)&shared->segment, (uint32_t)slot->segment);
-    nsn_store_relaxed32(&shared->other, slot->other);
+    nsn_store_relaxed32(&shared->traits, slot->traits);
 }
 
 static int claim(struct nsn_slots *slots, struct nsn_slot wanted, const struct nsn_place *place, uint32_t *generation)
@@ -329,7 +334,7 @@ int nsn_slots_claim_other(struct nsn_slots *slots, const uint64_t identity[2], u
 {
     const struct nsn_place *place;
     struct nsn_slot slot = {.identity = {identity[0], identity[1]}, .start_time = start_time, .pid = pid, .uid = uid,
-                            .segment = segment, .other = 1};
+                            .segment = segment, .traits = NSN_SLOT_OTHER};
     int result = nsn_place_attach(&place, segment, uid, pid, error, error_size);
     if (result < 0)
         return result;
@@ -357,13 +362,22 @@ void nsn_slots_free_slot(struct nsn_slots *slots, uint32_t slot)
         return;
     slots->slot[slot].alive = 0;
     nsn_store_release(&slots->file->slot[slot].alive, 0); /* pairs as in claim */
-    if (!slots->slot[slot].other)
+    if (!is_other(&slots->slot[slot]))
         return;
-    slots->slot[slot].other = 0;
+    slots->slot[slot].traits = 0;
     if (slots->other[slot])
         nsn_place_detach(slots->other[slot]);
     slots->other[slot] = NULL;
     others_changed(slots);
+}
+
+void nsn_slots_speaks(struct nsn_slots *slots, uint32_t slot, uint32_t version_min, uint32_t version_max)
+{
+    if (slot >= slots->highest)
+        return;
+    struct nsn_slot *own = &slots->slot[slot];
+    own->traits = (own->traits & NSN_SLOT_OTHER) | (version_min & 0xff) << 8 | (version_max & 0xff) << 16;
+    nsn_store_relaxed32(&slots->file->slot[slot].traits, own->traits); /* the log's release store comes later */
 }
 
 void nsn_slots_acknowledge(struct nsn_slots *slots, uint32_t slot, uint64_t sequence)

@@ -33,8 +33,13 @@ struct nsn_slot {                /* 64 bytes, nsnd writes */
     uint32_t pid;
     uint32_t uid;                /* of the session's process, from the kernel */
     int32_t segment;             /* of an other: its place */
-    uint32_t other;              /* 1: its user is not nsnd's */
+    uint32_t traits;             /* NSN_SLOT_OTHER, and the versions of the protocol that the session speaks */
 };
+
+#define NSN_SLOT_OTHER 1u /* its user is not nsnd's */
+/* The versions of the protocol that a session speaks, of its slot's traits; 1 when none was said. */
+static inline uint32_t nsn_slot_version_min(uint32_t traits) { return traits >> 8 & 0xff ? traits >> 8 & 0xff : 1; }
+static inline uint32_t nsn_slot_version_max(uint32_t traits) { return traits >> 16 & 0xff ? traits >> 16 & 0xff : 1; }
 
 struct nsn_slots_file {
     uint64_t magic;
@@ -69,6 +74,7 @@ struct nsn_page {                /* 4096 bytes, the slot's session writes */
         uint64_t pool_bytes;     /* gauge: memory touched in the pool */
         uint64_t subscriptions;  /* gauge */
         uint64_t backlog_bytes;  /* gauge: what lies in this session's incoming links */
+        uint64_t held_up;        /* publishers that were inside one publish for so long that a barrier here had to wait */
     } counters __attribute__((aligned(64)));
     char name[128];              /* the connection's name, NUL-terminated */
     uint8_t padding[4096 - 128 - 192 - 128];
@@ -98,6 +104,8 @@ int nsn_slots_claim_other(struct nsn_slots *slots, const uint64_t identity[2], u
 /* The slot of a living session by identity, or -ENOENT. */
 int nsn_slots_find(const struct nsn_slots *slots, const uint64_t identity[2]);
 void nsn_slots_free_slot(struct nsn_slots *slots, uint32_t slot);
+/* What the session speaks: to be said before its first interest is in the log, since by that others come to link with it. */
+void nsn_slots_speaks(struct nsn_slots *slots, uint32_t slot, uint32_t version_min, uint32_t version_max);
 void nsn_slots_acknowledge(struct nsn_slots *slots, uint32_t slot, uint64_t sequence);
 
 /* A session's side: maps both files; `pages` read-only when the session is an other. */

@@ -168,33 +168,40 @@ static void node_read(struct node *node, struct node_session *session)
         close(fd);
 }
 
-static void *node_run(void *context)
+/* Waits for at most timeout_ms (-1: for ever) and serves what has come. False when the node is to stop. */
+static bool node_step(struct node *node, int timeout_ms)
 {
-    struct node *node = context;
-    for (;;) {
-        struct pollfd fds[NODE_SESSIONS + 2] = {{node->wake[0], POLLIN, 0}, {node->listener, POLLIN, 0}};
-        for (int i = 0; i < NODE_SESSIONS; i++)
-            fds[i + 2] = (struct pollfd){node->sessions[i].fd, POLLIN, 0};
-        poll(fds, NODE_SESSIONS + 2, -1);
-        if (fds[0].revents)
-            return NULL;
-        for (int i = 0; i < NODE_SESSIONS; i++)
-            if (fds[i + 2].revents && node->sessions[i].fd >= 0)
-                node_read(node, &node->sessions[i]);
-        if (!fds[1].revents)
-            continue;
-        int fd = accept(node->listener, NULL, NULL), place = 0;
-        while (place < NODE_SESSIONS && node->sessions[place].fd >= 0)
-            place++;
-        CHECK(fd >= 0 && place < NODE_SESSIONS);
-        struct ucred peer;
-        socklen_t size = sizeof peer;
-        CHECK_EQUAL(getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size), 0);
-        node->sessions[place] = (struct node_session){.fd = fd, .uid = peer.uid};
-    }
+    struct pollfd fds[NODE_SESSIONS + 2] = {{node->wake[0], POLLIN, 0}, {node->listener, POLLIN, 0}};
+    for (int i = 0; i < NODE_SESSIONS; i++)
+        fds[i + 2] = (struct pollfd){node->sessions[i].fd, POLLIN, 0};
+    poll(fds, NODE_SESSIONS + 2, timeout_ms);
+    if (fds[0].revents)
+        return false;
+    for (int i = 0; i < NODE_SESSIONS; i++)
+        if (fds[i + 2].revents && node->sessions[i].fd >= 0)
+            node_read(node, &node->sessions[i]);
+    if (!fds[1].revents)
+        return true;
+    int fd = accept(node->listener, NULL, NULL), place = 0;
+    while (place < NODE_SESSIONS && node->sessions[place].fd >= 0)
+        place++;
+    CHECK(fd >= 0 && place < NODE_SESSIONS);
+    struct ucred peer;
+    socklen_t size = sizeof peer;
+    CHECK_EQUAL(getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size), 0);
+    node->sessions[place] = (struct node_session){.fd = fd, .uid = peer.uid};
+    return true;
 }
 
-static struct node *node_start(void)
+static inline void *node_run(void *context)
+{
+    while (node_step(context, -1))
+        ;
+    return NULL;
+}
+
+/* A node that serves when node_step is called. */
+static struct node *node_open(void)
 {
     struct node *node = calloc(1, sizeof *node);
     char error[256] = "";
@@ -213,14 +220,18 @@ static struct node *node_start(void)
     CHECK_EQUAL(chmod(node->socket_path, 0666), 0);
     CHECK_EQUAL(listen(node->listener, 64), 0);
     CHECK_EQUAL(pipe(node->wake), 0);
+    return node;
+}
+
+static inline struct node *node_start(void)
+{
+    struct node *node = node_open();
     CHECK_EQUAL(pthread_create(&node->thread, NULL, node_run, node), 0);
     return node;
 }
 
-static void node_stop(struct node *node)
+static void node_close(struct node *node)
 {
-    CHECK_EQUAL(write(node->wake[1], "x", 1), 1);
-    pthread_join(node->thread, NULL);
     for (int i = 0; i < NODE_SESSIONS; i++)
         if (node->sessions[i].fd >= 0)
             close(node->sessions[i].fd);
@@ -235,7 +246,14 @@ static void node_stop(struct node *node)
     free(node);
 }
 
-static struct nsn_session *node_session_with(struct node *node, struct nsn_session_options options)
+static inline void node_stop(struct node *node)
+{
+    CHECK_EQUAL(write(node->wake[1], "x", 1), 1);
+    pthread_join(node->thread, NULL);
+    node_close(node);
+}
+
+static inline struct nsn_session *node_session_with(struct node *node, struct nsn_session_options options)
 {
     char error[256] = "";
     options.socket_path = node->socket_path;

@@ -40,6 +40,42 @@ static size_t shared_memory(void)
     return bytes;
 }
 
+/* --- queue groups ----------------------------------------------------------------------------------------------------- */
+
+TEST(a_queue_message_waits_for_a_full_member_until_the_write_deadline)
+{
+    enum { MESSAGES = 20 };
+    struct node *node = node_start();
+    struct nsn_session *publisher = node_session(node), *full = node_session(node);
+    struct nsn_session *member = node_session_with(node, (struct nsn_session_options){
+        .name = "member", .link_limit = 8, .write_deadline_ns = 200000000});
+    static struct inbox inbox;
+    struct nsn_counters counters;
+    struct nsn_event event;
+    node_subscribe(member, 1, "work", "group");
+    for (int i = 0; i < MESSAGES; i++)
+        CHECK_EQUAL(node_publish(publisher, "work", "x", 1), 1);
+    node_subscribe(full, 1, "work", "group");
+    CHECK_EQUAL(nsn_unsubscribe(member, 1, 0), 0);
+    uint64_t began = nsn_now_ns();
+    int token = nsn_barrier_begin(member), dozes = 0;
+    WAIT_FOR(member, (receive(member, &inbox), nsn_barrier_done(member, token) || (dozes += nsn_doze(member, 1000000000)) < 0));
+    CHECK(nsn_now_ns() - began >= 200000000);
+    CHECK(dozes < 50); /* it sleeps until there is room, or the deadline has come */
+    nsn_session_counters(member, &counters);
+    CHECK_EQUAL(counters.passed_on, 1);
+    CHECK_EQUAL(counters.dropped, MESSAGES - 1);
+    CHECK_EQUAL(nsn_next_event(member, &event), 1);
+    CHECK_EQUAL(event.kind, NSN_EVENT_GAVE_UP);
+    WAIT_FOR(full, (receive(full, &inbox), nsn_next_event(full, &event)));
+    CHECK_EQUAL(event.kind, NSN_EVENT_SLOW_CONSUMER);
+    CHECK_EQUAL(event.number, MESSAGES); /* what lay there, and what was dropped */
+    nsn_session_close(publisher);
+    nsn_session_close(full);
+    nsn_session_close(member);
+    node_stop(node);
+}
+
 /* --- memory ----------------------------------------------------------------------------------------------------------- */
 
 TEST(a_session_stays_within_its_budget_whoever_does_not_read)
@@ -100,6 +136,47 @@ TEST(a_session_stays_within_its_budget_whoever_does_not_read)
     nsn_session_close(a);
     for (int i = 0; i < CONSUMERS; i++)
         nsn_session_close(b[i]);
+    node_stop(node);
+}
+
+static uint32_t receive_and_release(struct nsn_session *session, struct inbox *inbox)
+{
+    int count = receive(session, inbox);
+    for (int i = 0; i < count; i++)
+        nsn_large_release(session, inbox->messages[i].large);
+    return (uint32_t)count;
+}
+
+TEST(consumers_that_were_given_up_leave_room_for_the_others)
+{
+    enum { STOPPED = 4, MESSAGES = 500 };
+    struct node *node = node_start();
+    struct nsn_session *a = node_session_with(node, (struct nsn_session_options){.name = "a", .budget = 24 << 20});
+    struct nsn_session *reader = node_session(node), *stopped[STOPPED];
+    static uint8_t payload[100000];
+    static struct inbox inbox;
+    node_subscribe(reader, 1, "x", "");
+    uint32_t sent = 0, received = 0;
+    for (uint32_t i = 0; i < STOPPED; i++) { /* each in its turn holds what it can get */
+        stopped[i] = node_session(node);
+        node_subscribe(stopped[i], 1, "x", "");
+        for (uint32_t number = 0; number < MESSAGES; number++, sent++) {
+            int result;
+            while ((result = node_publish(a, "x", payload, sizeof payload)) == -EAGAIN) {
+                WAIT_FOR(a, (received += receive_and_release(reader, &inbox)) == sent);
+                if (!nsn_space(a))
+                    nsn_publish_give_up(a);
+            }
+            CHECK(result >= 1);
+            received += receive_and_release(reader, &inbox);
+        }
+    }
+    WAIT_FOR(a, (received += receive_and_release(reader, &inbox)) >= STOPPED * MESSAGES);
+    CHECK_EQUAL(received, STOPPED * MESSAGES);
+    nsn_session_close(a);
+    nsn_session_close(reader);
+    for (uint32_t i = 0; i < STOPPED; i++)
+        nsn_session_close(stopped[i]);
     node_stop(node);
 }
 

@@ -154,7 +154,7 @@ TEST(table_knows_others_and_the_next_nsnd_finds_their_places)
     CHECK_EQUAL(nsn_slots_claim_other(slots, identity, (uint32_t)getpid(), 5, geteuid(), segment, &generation, error,
                                       sizeof error), 0);
     const struct nsn_slot *slot = &nsn_slots_view(slots)->slot[0];
-    CHECK(slot->alive == generation && slot->other == 1 && slot->segment == segment && slot->uid == geteuid());
+    CHECK(slot->alive == generation && (slot->traits & NSN_SLOT_OTHER) && slot->segment == segment && slot->uid == geteuid());
     uint64_t number = nsn_slots_view(slots)->others;
     CHECK(number > 0);
     own->page.counters.messages_out = 9;
@@ -167,7 +167,7 @@ TEST(table_knows_others_and_the_next_nsnd_finds_their_places)
     nsn_slots_free_slot(slots, 0);
     CHECK(nsn_slots_view(slots)->others > number);
     CHECK_EQUAL(nsn_slots_claim(slots, identity, 1, 1, 1, &generation), 0); /* of nsnd's user, in the same slot */
-    CHECK_EQUAL(nsn_slots_view(slots)->slot[0].other, 0);
+    CHECK_EQUAL(nsn_slots_view(slots)->slot[0].traits, 0);
     CHECK_EQUAL(nsn_slots_place(slots, 0)->page.counters.messages_out, 0);
     nsn_slots_free_slot(slots, 0);
     CHECK_EQUAL(nsn_slots_claim_other(slots, identity, (uint32_t)getpid(), 5, geteuid(), segment, &generation, error,

@@ -311,4 +311,31 @@ TEST(random_use_keeps_every_block_whole)
     nsn_pool_free(pool);
 }
 
+TEST(blocks_of_before_a_retirement_are_never_taken_again)
+{
+    struct nsn_pool *pool = nsn_pool_new();
+    struct nsn_block *kept, *dropped, *block;
+    uint32_t index;
+    uint64_t size;
+    int fd;
+    CHECK_EQUAL(nsn_pool_take(pool, 10000, UINT64_MAX, &kept), 0);
+    CHECK_EQUAL(nsn_pool_take(pool, 10000, UINT64_MAX, &dropped), 0);
+    uint32_t segment = kept->segment;
+    CHECK_EQUAL(dropped->segment, segment);
+    nsn_block_drop(pool, dropped, 0);
+    nsn_pool_retire(pool);
+    CHECK_EQUAL(nsn_pool_take(pool, 10000, UINT64_MAX, &block), 0);
+    CHECK(block->segment != segment);
+    kept->data[0] = 1; /* it is still the holder's, who may also publish it */
+    CHECK_EQUAL(nsn_pool_segment(pool, segment, &index, &fd, &size), 0);
+    nsn_block_drop(pool, kept, 0);
+    CHECK_EQUAL(nsn_pool_segment(pool, segment, &index, &fd, &size), -ENOENT);
+    CHECK_EQUAL(nsn_pool_segments(pool), 1);
+    nsn_block_drop(pool, block, 0);
+    nsn_pool_retire(pool);
+    CHECK_EQUAL(nsn_pool_bytes(pool), 0);
+    CHECK_EQUAL(nsn_pool_held(pool), 0);
+    nsn_pool_free(pool);
+}
+
 CHECK_MAIN()

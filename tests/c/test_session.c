@@ -450,4 +450,104 @@ TEST(rolling_drains_in_a_queue_group_lose_nothing)
     node_stop(node);
 }
 
+TEST(a_session_that_starts_over_leaves_borrowed_memory_alone)
+{
+    struct node *node = node_start();
+    struct nsn_session *a = node_session(node), *b = node_session(node);
+    static struct nsn_message messages[256];
+    static uint8_t blob[1 << 16], payload[20000];
+    struct nsn_buffer_out own;
+    int count = 0;
+    node_subscribe(b, 1, "x", "");
+    memset(payload, 7, sizeof payload);
+    CHECK_EQUAL(node_publish(a, "x", payload, sizeof payload), 1);
+    WAIT_FOR(b, (count = nsn_receive(b, messages, 256, blob, sizeof blob, 0)) == 1);
+    uint32_t borrowed = messages[0].large;
+    CHECK_EQUAL(nsn_buffer_take(a, sizeof payload, &own), 0);
+    memset(own.data, 9, sizeof payload);
+    shutdown(nsn_session_control_fd(a), SHUT_RDWR); /* for this node it has ended, and is a new one when it comes back */
+    while (nsn_session_state(a) != NSN_DETACHED)
+        nsn_session_process(a, 0);
+    CHECK_EQUAL(nsn_session_reattach(a, node->socket_path), 0);
+    WAIT_FOR(a, nsn_session_state(a) == NSN_LOST);
+    CHECK_EQUAL(nsn_session_accept_loss(a), 0);
+    memset(payload, 8, sizeof payload);
+    for (int i = 0; i < 200; i++) {
+        CHECK_EQUAL(node_publish(a, "x", payload, sizeof payload), 1);
+        WAIT_FOR(b, (count = nsn_receive(b, messages, 256, blob, sizeof blob, 0)) == 1);
+        CHECK_EQUAL(nsn_large(b, messages[0].large)[sizeof payload - 1], 8);
+        nsn_large_release(b, messages[0].large);
+    }
+    for (size_t i = 0; i < sizeof payload; i++)
+        CHECK_EQUAL(nsn_large(b, borrowed)[i], 7);
+    CHECK_EQUAL(nsn_publish_buffer(a, "x", 1, "", 0, &own, sizeof payload), 1);
+    WAIT_FOR(b, (count = nsn_receive(b, messages, 256, blob, sizeof blob, 0)) == 1);
+    CHECK_EQUAL(nsn_large(b, messages[0].large)[sizeof payload - 1], 9);
+    nsn_session_close(a);
+    nsn_session_close(b);
+    node_stop(node);
+}
+
+TEST(who_holds_a_barrier_up_by_a_publish_without_end_is_named)
+{
+    struct node *node = node_start();
+    struct nsn_session *a = node_session(node), *b = node_session(node);
+    struct nsn_session_info info;
+    struct nsn_counters counters;
+    struct nsn_event event;
+    char pid[32];
+    nsn_session_info(b, &info);
+    uint64_t *publishing = &nsn_slots_place(node->slots, info.slot)->page.publishing;
+    nsn_store_release(publishing, nsn_now_ns());
+    int token = nsn_barrier_begin(a), done = 0;
+    WAIT_FOR(a, (done |= nsn_barrier_done(a, token)) || nsn_next_event(a, &event));
+    CHECK(!done);
+    CHECK_EQUAL(event.kind, NSN_EVENT_HELD_UP);
+    CHECK_EQUAL(event.slot, info.slot);
+    snprintf(pid, sizeof pid, "process %d ", getpid());
+    CHECK(strstr(event.text, pid) && strstr(event.text, "damaged"));
+    CHECK_EQUAL(nsn_barrier_done(a, token), 0);
+    CHECK_EQUAL(nsn_next_event(a, &event), 0); /* once is enough */
+    nsn_session_counters(a, &counters);
+    CHECK_EQUAL(counters.held_up, 1);
+    nsn_store_release(publishing, 0);
+    WAIT_FOR(a, nsn_barrier_done(a, token));
+    nsn_session_close(a);
+    nsn_session_close(b);
+    node_stop(node);
+}
+
+TEST(sessions_that_share_no_version_are_not_linked)
+{
+    struct node *node = node_start();
+    struct nsn_session *a = node_session(node), *stranger = node_session(node), *friend = node_session(node);
+    struct nsn_session_info info;
+    struct nsn_event event;
+    nsn_session_info(stranger, &info);
+    nsn_slots_speaks(node->slots, info.slot, NSN_PROTOCOL_VERSION + 1, NSN_PROTOCOL_VERSION + 2);
+    node_subscribe(stranger, 1, "x", "");
+    CHECK_EQUAL(node_publish(a, "x", "1", 1), 0);
+    CHECK_EQUAL(nsn_next_event(a, &event), 1);
+    CHECK_EQUAL(event.kind, NSN_EVENT_VERSIONS);
+    CHECK_EQUAL(event.slot, info.slot);
+    CHECK(strstr(event.text, "versions 2 to 3 ") && strstr(event.text, "this one 1 to 1"));
+    CHECK_EQUAL(node_publish(a, "x", "2", 1), 0);
+    CHECK_EQUAL(nsn_next_event(a, &event), 0); /* once is enough */
+    node_subscribe(stranger, 2, "work", "group");
+    node_subscribe(friend, 1, "work", "group");
+    for (int i = 0; i < 50; i++)
+        CHECK_EQUAL(node_publish(a, "work", "3", 1), 1);
+    static struct nsn_message messages[256];
+    static uint8_t blob[1 << 16];
+    int received = 0;
+    WAIT_FOR(friend, (received += nsn_receive(friend, messages, 256, blob, sizeof blob, 0)) == 50);
+    nsn_session_info(friend, &info);
+    nsn_slots_speaks(node->slots, info.slot, NSN_PROTOCOL_VERSION, NSN_PROTOCOL_VERSION + 1);
+    CHECK_EQUAL(node_publish(a, "work", "4", 1), 1);
+    nsn_session_close(a);
+    nsn_session_close(stranger);
+    nsn_session_close(friend);
+    node_stop(node);
+}
+
 CHECK_MAIN()

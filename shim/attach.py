@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import inspect
 import logging
 import os
 import random
@@ -77,6 +78,15 @@ class Attaching(Connection):
             for found in self._probes.values():
                 found.close()
             self._probes.clear()
+
+    # What help() and editors show: every argument of nats-py's, and ours behind them.
+    connect.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            *inspect.signature(NatsClient.connect).parameters.values(),
+            *(p for p in inspect.signature(connect).parameters.values() if p.kind is p.KEYWORD_ONLY),
+        ],
+        return_annotation="None",
+    )
 
     # --- what kind of connection --------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from nats.aio.transport import TcpTransport
 from insane_nats.shim import known_nodes, native, node, qos
 from insane_nats.shim import session as nsn
 from insane_nats.shim.connection import WRITE_DEADLINE_S, Connection, World
-from insane_nats.shim.errors import AttachRefusedError, NoNodeError, SessionError, WrongKindError
+from insane_nats.shim.errors import AttachRefusedError, NoNodeError, NotEncryptedError, SessionError, WrongKindError
 from insane_nats.shim.node import Found, Probe
 from insane_nats.shim.pump import Pump
 from insane_nats.shim.spin import Spin
@@ -43,6 +43,11 @@ class _Abort(BaseException):
 
 def _plain(uri: ParseResult) -> bool:
     return uri.scheme == "nats"
+
+
+def _greets(uri: ParseResult) -> bool:
+    """True where whoever is there says so in clear text before anything else."""
+    return uri.scheme in ("nats", "tls")
 
 
 class Attaching(Connection):
@@ -113,19 +118,15 @@ class Attaching(Connection):
                 raise _Abort(NoNodeError(f"{MODE_ENVIRONMENT}=insane, but {native.missing}"))
             self._be_nats(f"{MODE_ENVIRONMENT}=nats" if mode == "nats" else str(native.missing))
             return
-        pool = [server for server in self._server_pool if _plain(server.uri)]
-        if self.options["tls_handshake_first"]:
-            pool = []
-        nobody = bool(pool) and len(pool) == len(self._server_pool)
+        pool = [server for server in self._server_pool if _greets(server.uri) and not self.options["tls_handshake_first"]]
+        nobody = bool(pool) and all(_plain(server.uri) for server in self._server_pool)
         for server in pool:
             if await self._attach_to_known(server):
-                self._put_first(server)
                 return
             found = await node.probe(server.uri, self.options["connect_timeout"])
             self._probes[id(server)] = found
             if found.found in (Found.NODE, Found.SERVER):
-                self._put_first(server)
-                return
+                return  # nats-py's loop comes here when it has told error_cb of those before
             nobody = nobody and found.found is Found.NOBODY
         if nobody:
             await self._start_node()
@@ -189,29 +190,34 @@ class Attaching(Connection):
         _logger.log(level, "plain NATS, no shared memory: %s", why)
 
     async def _connect_to_server(self, s: Srv) -> None:
-        if self._world is World.NATS or not _plain(s.uri) or self.options["tls_handshake_first"]:
+        if self._world is World.NATS or not _greets(s.uri) or self.options["tls_handshake_first"]:
             if self._world is World.INSANE:
                 raise WrongKindError(f"this connection is a session of this host's node, and {s.uri.geturl()} is none")
             await super()._connect_to_server(s)
             return
         s.last_attempt = monotonic()
-        if self._attached_early:
-            self._attached_early = False
+        if self._attached_early is s:
+            self._attached_early = None
             return
         found = self._probes.pop(id(s), None) or await node.probe(s.uri, self.options["connect_timeout"])
         try:
             if self._world is World.UNDECIDED:
                 self._decide(s, found)
-            if self._world is World.INSANE:
+            somebody = found.connection is not None
+            if self._world is World.INSANE and (somebody or (found.found is Found.NOBODY and self._is_home(s))):
                 await self._attach(s, found)
-            elif found.connection is not None:
+            elif somebody:
                 await self._take_over(found)
-            elif found.silent:
+            elif found.silent and self._world is not World.INSANE:
                 self._silent = True
             else:
                 raise found.error or errors.NoServersError()
         finally:
             found.close()
+
+    def _is_home(self, server: Srv) -> bool:
+        """True for the port at which this connection has its node: only there another may be started, when nobody is there."""
+        return self._home in (None, server.uri.port)
 
     async def _take_over(self, found: Probe) -> None:
         """Hands the connection that was asked who it is, its INFO still unread, to nats-py."""
@@ -256,7 +262,8 @@ class Attaching(Connection):
         self._adopt(session)
         self._found_info = found.info or {}
         self._world = World.INSANE
-        self._attached_early = True
+        self._attached_early = server
+        self._home = server.uri.port
         return True
 
     async def _attach_to(self, server: Srv, found: Probe) -> None:
@@ -264,6 +271,7 @@ class Attaching(Connection):
             what = found.error or found.found.value
             raise WrongKindError(f"this connection needs the insane_nats node at {server.uri.netloc}, and there is: {what}")
         if not found.own:
+            self._refuse_unencrypted(server)
             raise AttachRefusedError(
                 f"the insane_nats node at {server.uri.netloc} is on another host, and nodes of several hosts cannot be joined "
                 f"yet. For programs of one host use nats://127.0.0.1:{server.uri.port}; across hosts use a nats-server"
@@ -280,6 +288,25 @@ class Attaching(Connection):
                 await self._reattach(found, deadline)
         except SessionError as error:
             raise AttachRefusedError(_refusal(server, found, str(error))) from error
+        self._home = server.uri.port
+
+    def _refuse_unencrypted(self, server: Srv) -> None:
+        """What was meant to be secret must not go to another host in clear text. NotEncryptedError."""
+        asked = [
+            words
+            for words, given in (
+                ("tls://", server.uri.scheme == "tls"),
+                ("a TLS context", self.options.get("tls") is not None),
+                ("credentials", self._auth_configured),
+            )
+            if given
+        ]
+        if asked:
+            raise NotEncryptedError(
+                f"the insane_nats node at {server.uri.netloc} is on another host, and what goes there is not encrypted yet, "
+                f"but {' and '.join(asked)} asked for that. Use a nats-server with TLS between these hosts; within one host "
+                f"nothing leaves its memory (nats://127.0.0.1:{server.uri.port})"
+            )
 
     async def _open(self, found: Probe, deadline: float) -> nsn.Session:
         """A session that the node has let in. SessionError."""

@@ -14,13 +14,15 @@ from nats.aio.client import DEFAULT_FLUSH_TIMEOUT, NO_RESPONDERS_STATUS, _valida
 from nats.aio.msg import Msg
 from nats.aio.subscription import DEFAULT_SUB_PENDING_BYTES_LIMIT, DEFAULT_SUB_PENDING_MSGS_LIMIT
 from nats.aio.subscription import Subscription as NatsSubscription
+from nats.js import JetStreamContext
 
 from insane_nats.shim import headers as nats_headers
-from insane_nats.shim import native
+from insane_nats.shim import jetstream, native
 from insane_nats.shim.attach import Attaching
+from insane_nats.shim.connection import World
 from insane_nats.shim.errors import SessionError
 from insane_nats.shim.pump import PASS_DUE, SPACE_POLL_S
-from insane_nats.shim.subjects import check, first_plain, is_literal
+from insane_nats.shim.subjects import RESERVED, RESERVED_REPLIES, RESERVED_SUBJECTS, check, first_plain, is_literal
 from insane_nats.shim.subscription import SPINS, Subscription, _expire, one_pass
 
 YIELD_S = 0.002  # publish() lets the event loop go round at least this often,
@@ -47,9 +49,17 @@ class Client(Attaching):
         raw = self._known.get(subject)
         if raw is None:
             raw = self._learn(subject)
+            if subject.startswith(RESERVED_SUBJECTS):
+                self._refuse(payload, f'publish to "{subject}"')
+                return
         raw_reply = b""
         if reply:
-            raw_reply = self._known.get(reply) or self._learn(reply)
+            raw_reply = self._known.get(reply, b"")
+            if not raw_reply:
+                raw_reply = self._learn(reply)
+                if reply.startswith(RESERVED_REPLIES):
+                    self._refuse(payload, f'publish with reply of "{reply}"')
+                    return
         if self._status != 1:
             self._check_publishing()
         size = len(payload)
@@ -98,16 +108,28 @@ class Client(Attaching):
         await super().publish(subject, payload, reply, headers)
 
     def _learn(self, subject: str) -> bytes:
-        """A subject's bytes, checked as nats-py does before a publish."""
+        """A subject's bytes, checked as nats-py does before a publish, and kept unless it needs another look."""
         if not self._skip_subject_validation:
             check(subject)
         raw = subject.encode("utf-8", "surrogateescape")
         if not raw:
             raise errors.BadSubjectError
+        if subject.startswith(RESERVED):
+            return raw
         if len(self._known) >= KNOWN_SUBJECTS:
             self._known.clear()
         self._known[subject] = raw
         return raw
+
+    def _refuse(self, payload: bytes, what: str) -> None:
+        """A publish that only a server may make: it is dropped, and error_cb told, as by a server."""
+        if self._status != 1:
+            self._check_publishing()
+        if len(payload) > self._max_payload:
+            raise errors.MaxPayloadError
+        self.stats["out_msgs"] += 1
+        self.stats["out_bytes"] += len(payload)
+        self._violation(what)
 
     def _check_publishing(self) -> None:
         if self.is_closed:
@@ -192,6 +214,8 @@ class Client(Attaching):
 
     def _no_responders(self, subject: str, reply: str) -> None:
         """A request that nobody got is answered with status 503, on the first plain subscription that hears the reply."""
+        if subject.startswith(jetstream.SUBJECTS):
+            jetstream.explain(self)
         sub = first_plain(self._subs.values(), reply)
         if sub is not None:
             assert self._pump is not None
@@ -326,6 +350,14 @@ class Client(Attaching):
         future = self._resp_map.get(msg.subject[len(self._prefix) :])
         if future is not None and not future.done():
             future.set_result(msg)
+
+    # --- JetStream ----------------------------------------------------------------------------------------------------
+
+    def jetstream(self, **opts: Any) -> JetStreamContext:
+        """nats-py's JetStream. On a node that keeps nothing its calls fail at once with nats-py's errors; the log says why."""
+        if self._world is World.NATS:
+            return super().jetstream(**opts)
+        return jetstream.JetStream(self, **opts)
 
     # --- flush and rtt ------------------------------------------------------------------------------------------------
 

@@ -69,8 +69,8 @@ PARAMETERS: Mapping[str, Mapping[str, str]] = {
         "unsubscribe": "self limit",
     },
     "nats.js.client.JetStreamContext": {
+        "_handle_async_reply": "self msg",
         "publish": "self subject payload timeout stream headers msg_ttl",
-        "publish_async": "self subject payload wait_stall stream headers msg_ttl",
     },
 }
 

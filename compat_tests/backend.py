@@ -147,12 +147,30 @@ class Server(ABC):
 
 
 class NatsServer(Server):
-    """The real thing. more: further lines of its configuration; jetstream: False switches that off."""
+    """The real thing. more: further lines of its configuration; jetstream: False switches that off; greeting: False where
+    it sends no INFO in clear text."""
 
-    def __init__(self, directory: Path, max_payload: int | None = None, more: str = "", jetstream: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        max_payload: int | None = None,
+        more: str = "",
+        jetstream: bool = True,
+        greeting: bool = True,
+    ) -> None:
         super().__init__(directory, max_payload)
         self.more = more
         self.jetstream = jetstream
+        self.greeting = greeting
+
+    def greets(self) -> bool:
+        if self.greeting:
+            return super().greets()
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1.0).close()
+        except OSError:
+            return False
+        return True
 
     def command(self) -> list[str]:
         configuration = self.directory / "nats.conf"

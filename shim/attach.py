@@ -45,6 +45,11 @@ def _plain(uri: ParseResult) -> bool:
     return uri.scheme == "nats"
 
 
+def _at(server: Srv) -> str:
+    """Where the server is, for texts."""
+    return node.place(server.uri)
+
+
 def _greets(uri: ParseResult) -> bool:
     """True where whoever is there says so in clear text before anything else."""
     return uri.scheme in ("nats", "tls")
@@ -101,7 +106,7 @@ class Attaching(Connection):
         new = self._server_pool[before:]
         if new:
             self._application_id = new[0].uri.port or 4222
-        queries = [(server.uri.query, server.uri.geturl()) for server in new if _plain(server.uri)]
+        queries = [(server.uri.query, f"nats://{_at(server)}") for server in new if _plain(server.uri)]
         self._qos = qos.resolve(self._qos_argument, queries, os.environ.get(qos.ENVIRONMENT))
 
     async def _select_next_server(self) -> None:
@@ -169,7 +174,7 @@ class Attaching(Connection):
                 return found
             found.close()
             raise NoNodeError(
-                f"nobody listens on {server.uri.netloc}, and {node.AUTOSTART_ENVIRONMENT}="
+                f"nobody listens on {_at(server)}, and {node.AUTOSTART_ENVIRONMENT}="
                 f"{os.environ.get(node.AUTOSTART_ENVIRONMENT)} forbids to start an nsnd. Start one (nsnd --port {port}) or a "
                 f"nats-server, or unset {node.AUTOSTART_ENVIRONMENT}"
             )
@@ -180,9 +185,9 @@ class Attaching(Connection):
             self._world = World.INSANE
         elif found.found is Found.SERVER:
             if _mode() == "insane":
-                text = f"{MODE_ENVIRONMENT}=insane, and at {server.uri.netloc} is a NATS server: stop it, or use another port"
+                text = f"{MODE_ENVIRONMENT}=insane, and at {_at(server)} is a NATS server: stop it, or use another port"
                 raise _Abort(WrongKindError(text))
-            self._be_nats(f"at {server.uri.netloc} is a NATS server")
+            self._be_nats(f"at {_at(server)} is a NATS server")
 
     def _be_nats(self, why: str) -> None:
         self._world = World.NATS
@@ -192,7 +197,7 @@ class Attaching(Connection):
     async def _connect_to_server(self, s: Srv) -> None:
         if self._world is World.NATS or not _greets(s.uri) or self.options["tls_handshake_first"]:
             if self._world is World.INSANE:
-                raise WrongKindError(f"this connection is a session of this host's node, and {s.uri.geturl()} is none")
+                raise WrongKindError(f"this connection is a session of this host's node, and at {_at(s)} there is none")
             await super()._connect_to_server(s)
             return
         s.last_attempt = monotonic()
@@ -269,11 +274,11 @@ class Attaching(Connection):
     async def _attach_to(self, server: Srv, found: Probe) -> None:
         if found.found is not Found.NODE:
             what = found.error or found.found.value
-            raise WrongKindError(f"this connection needs the insane_nats node at {server.uri.netloc}, and there is: {what}")
+            raise WrongKindError(f"this connection needs the insane_nats node at {_at(server)}, and there is: {what}")
         if not found.own:
             self._refuse_unencrypted(server)
             raise AttachRefusedError(
-                f"the insane_nats node at {server.uri.netloc} is on another host, and nodes of several hosts cannot be joined "
+                f"the insane_nats node at {_at(server)} is on another host, and nodes of several hosts cannot be joined "
                 f"yet. For programs of one host use nats://127.0.0.1:{server.uri.port}; across hosts use a nats-server"
             )
         found.close()
@@ -303,7 +308,7 @@ class Attaching(Connection):
         ]
         if asked:
             raise NotEncryptedError(
-                f"the insane_nats node at {server.uri.netloc} is on another host, and what goes there is not encrypted yet, "
+                f"the insane_nats node at {_at(server)} is on another host, and what goes there is not encrypted yet, "
                 f"but {' and '.join(asked)} asked for that. Use a nats-server with TLS between these hosts; within one host "
                 f"nothing leaves its memory (nats://127.0.0.1:{server.uri.port})"
             )
@@ -494,7 +499,7 @@ def _refusal(server: Srv, found: Probe, words: str) -> str:
     """Why this program cannot attach to the node, whose that is, and the way out."""
     uid, pid = found.node.get("uid"), found.node.get("pid")
     words = words.removeprefix("nats: ")
-    text = f"the insane_nats node at {server.uri.netloc} (user {uid}, process {pid}) cannot be used: {words}"
+    text = f"the insane_nats node at {_at(server)} (user {uid}, process {pid}) cannot be used: {words}"
     if uid != os.getuid():
         return (
             f"{text}. This program runs as user {os.getuid()}: run it as the node's user, or use another port "

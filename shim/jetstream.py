@@ -9,6 +9,8 @@ from nats.aio.client import NO_RESPONDERS_STATUS
 from nats.js import JetStreamContext, api
 from nats.js.errors import NoStreamResponseError
 
+from insane_nats.shim import node
+
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
@@ -52,7 +54,7 @@ def explain(connection: Connection) -> None:
     if not connection.is_insane or connection._jetstream_explained or connection._server_info.get("jetstream"):
         return
     connection._jetstream_explained = True
-    url = connection.connected_url.geturl() if connection.connected_url is not None else "this URL"
+    url = f"nats://{node.place(connection.connected_url)}" if connection.connected_url is not None else "this URL"
     _logger.warning(
         "JetStream was asked for, and the insane_nats node at %s keeps no messages: streams, key-value and object stores need "
         "a NATS server. Start one on another port (nats-server -js -p PORT), and give connect() its URL (nats://HOST:PORT) in "

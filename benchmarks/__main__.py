@@ -131,8 +131,9 @@ def run_all(rows: list[Row], rounds: int, quick: bool) -> tuple[list[Figure], Ro
         os.environ["INSANE_NATS_RUNTIME_DIR"] = str(runtime_dir)
         nats_server = stack.enter_context(servers.nats_server(folder))
         nsnd = stack.enter_context(servers.nsnd(folder, runtime_dir))
-        theirs = Side("theirs", "nats", nats_server.url, nats_server.pid)
-        ours = Side("ours", "insane_nats", nsnd.url, nsnd.pid)
+        plain = (nats_server.url, nats_server.pid)
+        theirs = Side("theirs", "nats", *plain, *plain)
+        ours = Side("ours", "insane_nats", nsnd.url, nsnd.pid, *plain)
         results = asyncio.run(measure(scenarios, theirs, ours, rounds, quick))
     return [figure(row, results[row.scenario]) for row in rows], results
 

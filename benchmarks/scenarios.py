@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -11,6 +11,7 @@ class Scenario:
     """An active program, whose result counts, and the programs that answer it.
 
     options: of the active program's task, shared with the answering ones. qos: the query of our URL; theirs has none.
+    plain: both sides talk to the nats-server, ours over plain NATS.
     """
 
     active: str
@@ -18,6 +19,7 @@ class Scenario:
     options: dict[str, Any] = field(default_factory=dict)
     qos: str = ""
     quick: dict[str, Any] = field(default_factory=dict)
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ SCENARIOS: dict[str, Scenario] = {
     "paced-1000": Scenario("paced_source", ("sink",), {"count": 5000, "burst": 1000, "rate": 1000}, quick={"count": 1000}),
 }
 
+SCENARIOS |= {f"plain-{name}": replace(SCENARIOS[name], plain=True) for name in ("rtt-64", "rate-64", "requests")}
+
 ROWS: tuple[Row, ...] = (
     Row("rtt-64", "RTT 64 B", "rtt-64", "p50_us", "µs", 25, p99=True),
     Row("rtt-64-low", "RTT 64 B, consumption=low", "rtt-64-low", "p50_us", "µs", 4, p99=True),
@@ -86,4 +90,7 @@ ROWS: tuple[Row, ...] = (
     Row("connects", "connect and close", "connects", "each_us", "µs", 1),
     Row("cpu-64", "CPU per message, 64 B flat out", "rate-64", "cpu_us", "µs", 2),
     Row("cpu-paced-1000", "CPU per message, 1,000 a second", "paced-1000", "cpu_us", "µs", 1),
+    Row("plain-rtt-64", "plain NATS: RTT 64 B", "plain-rtt-64", "p50_us", "µs", 0.95),
+    Row("plain-rate-64", "plain NATS: 1 → 1, 64 B", "plain-rate-64", "received_s", "msg/s", 0.95, higher=True),
+    Row("plain-requests", "plain NATS: requests", "plain-requests", "received_s", "1/s", 0.95, higher=True),
 )

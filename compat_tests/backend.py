@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-NAMES = ("nats", "insane")
+NAMES = ("nats", "insane")  # what is compared
+PLAIN = "plain"  # insane_nats on a nats-server, for --backend plain
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.01
@@ -199,14 +200,14 @@ class Nsnd(Server):
         return [sys.executable, "-m", "nsnd", *arguments]
 
 
-SERVERS: dict[str, type[Server]] = {"nats": NatsServer, "insane": Nsnd}
-MODULES = {"nats": "nats", "insane": "insane_nats"}
+SERVERS: dict[str, type[Server]] = {"nats": NatsServer, "insane": Nsnd, PLAIN: NatsServer}
+MODULES = {"nats": "nats", "insane": "insane_nats", PLAIN: "insane_nats"}
 
 
 class Backend:
     """What a test holds: the client module under test, the URL of its server, and connections that end with the test.
 
-    name     "nats" or "insane"
+    name     "nats", "insane" or "plain"
     nats     the module, as a program would `import nats`
     url      of the server
     subject  a prefix that no other test uses

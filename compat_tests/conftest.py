@@ -1,6 +1,6 @@
 """Runs every test once per backend, each async test on an event loop of its own, and compares the outcomes.
 
-Options: --backend nats|insane|both, --loop asyncio|uvloop, --results FILE (JSON, what report.py reads).
+Options: --backend nats|insane|both|plain (insane_nats on a nats-server), --loop asyncio|uvloop, --results FILE (JSON, what report.py reads).
 Marks:   covers(id, …)     ids in behaviours.toml that the test pins; every test has one
          uvloop            runs on uvloop, whatever --loop says
          stricter(reason)  insane_nats promises more than nats-py with a NATS server, which may fail the test
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from compat_tests.backend import NAMES, SERVERS, Backend, NatsServer, Server
+from compat_tests.backend import NAMES, PLAIN, SERVERS, Backend, NatsServer, Server
 from compat_tests.behaviours import Outcome, Results, load_behaviours
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 TEST_TIMEOUT_S = 20
 HARD_TIMEOUT_S = 40  # for a loop that is blocked and cannot time out by itself; enforced by pytest-timeout
 RESULTS: pytest.StashKey[Results] = pytest.StashKey()
-BACKEND_ID = re.compile(rf"(?:^|-)(?:{'|'.join(NAMES)})(?=-|$)")
+BACKEND_ID = re.compile(rf"(?:^|-)(?:{'|'.join(SERVERS)})(?=-|$)")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("compat")
-    group.addoption("--backend", choices=[*NAMES, "both"], default="both", help="what to run against (default: both)")
+    group.addoption("--backend", choices=[*SERVERS, "both"], default="both", help="what to run against (default: both)")
     group.addoption("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="event loop of the tests")
     group.addoption("--results", type=Path, help="write outcomes as JSON, for compat_tests/report.py")
 
@@ -67,7 +67,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if config.pluginmanager.hasplugin("timeout"):
             item.add_marker(pytest.mark.timeout(HARD_TIMEOUT_S))
         stricter = item.get_closest_marker("stricter")
-        if stricter is not None and backend_name_of(item) == "nats":
+        if stricter is not None and backend_name_of(item) in ("nats", PLAIN):
             item.add_marker(pytest.mark.xfail(reason=f"ours is stricter: {stricter.args[0]}", strict=False))
 
 

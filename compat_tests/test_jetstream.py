@@ -278,7 +278,7 @@ async def test_the_log_names_the_way_out_once(without_jetstream: Backend, call: 
                 with pytest.raises(nats.js.errors.NoStreamResponseError):
                     await (await js.publish_async(without_jetstream.subject))
     lines = [record.getMessage() for record in caplog.records if "JetStream" in record.getMessage()]
-    if without_jetstream.name == "nats":
+    if without_jetstream.name != "insane":
         assert lines == []
     else:
         (line,) = lines

@@ -50,6 +50,22 @@ async def test_server_at_the_url_is_plain_nats(plain: Backend) -> None:
     assert await plain.connection_names() == ["plain"]
 
 
+@covers("plain/server", "api/connect-client-class")
+async def test_methods_of_a_subclass_are_called(plain: Backend) -> None:
+    published: list[str] = []
+
+    class MyClient(plain.nats.aio.client.Client):  # type: ignore[misc,name-defined]
+        async def publish(self, subject: str, *arguments: Any, **options: Any) -> None:
+            published.append(subject)
+            await super().publish(subject, *arguments, **options)
+
+    nc = MyClient()
+    await nc.connect(plain.url)
+    plain.adopt(nc)
+    await works(nc, plain.subject)
+    assert published == [plain.subject, plain.subject]
+
+
 @covers("plain/restart", "4.2/reconnect")
 async def test_server_that_is_stopped_and_started_again(new_plain: PlainServers) -> None:
     """What was subscribed is back, what was published meanwhile arrives, and it is plain NATS still."""

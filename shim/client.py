@@ -11,6 +11,7 @@ from typing import Any
 
 from nats import errors
 from nats.aio.client import DEFAULT_FLUSH_TIMEOUT, NO_RESPONDERS_STATUS, _validate_queue, _validate_subject
+from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 from nats.aio.subscription import DEFAULT_SUB_PENDING_BYTES_LIMIT, DEFAULT_SUB_PENDING_MSGS_LIMIT
 from nats.aio.subscription import Subscription as NatsSubscription
@@ -30,6 +31,7 @@ YIELD_BYTES = 2 << 20  # and once in so many bytes
 SMALL = 256  # bytes: messages up to here reach YIELD_S before YIELD_BYTES
 CANCELLED_SETTLE_NS = 100_000_000  # for which a cancelled task holds its event loop up, at most, until its interest is known
 KNOWN_SUBJECTS = 4096  # subjects whose bytes are kept
+EVERY_MESSAGE = ("publish", "request", "_request_new_style", "_flush_pending", "_send_ping", "flush")
 
 if native.lib is not None:
     _publish = native.lib.nsn_publish
@@ -38,6 +40,18 @@ if native.lib is not None:
 
 class Client(Attaching):
     """Asyncio client. Everything that nats-py's Client has, and connect(qos=…, write_deadline=…)."""
+
+    def _be_nats(self, why: str) -> None:
+        """From now on what is called for every message is nats-py's own, without the way through ours."""
+        super()._be_nats(why)
+        for name in EVERY_MESSAGE:
+            if getattr(type(self), name) is getattr(Client, name):  # not where a program's subclass has its own
+                setattr(self, name, getattr(NatsClient, name).__get__(self))
+
+    def _reset(self) -> None:
+        super()._reset()
+        for name in EVERY_MESSAGE:
+            self.__dict__.pop(name, None)
 
     # --- publish ------------------------------------------------------------------------------------------------------
 

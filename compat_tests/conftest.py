@@ -1,6 +1,7 @@
 """Runs every test once per backend, each async test on an event loop of its own, and compares the outcomes.
 
-Options: --backend nats|insane|both|plain (insane_nats on a nats-server), --loop asyncio|uvloop, --results FILE (JSON, what report.py reads).
+Options: --backend nats|insane|both|plain (insane_nats on a nats-server), --loop asyncio|uvloop, --results FILE (JSON, what
+         report.py reads)
 Marks:   covers(id, …)     ids in behaviours.toml that the test pins; every test has one
          uvloop            runs on uvloop, whatever --loop says
          stricter(reason)  insane_nats promises more than nats-py with a NATS server, which may fail the test

@@ -180,7 +180,7 @@ class Connection(NatsClient):
         if self._pump is None:
             await super()._send_unsubscribe(sid, limit)
             return
-        result = lib.nsn_unsubscribe(self._handle, sid, limit)
+        result = lib.nsn_unsubscribe(self._handle, sid, max(0, limit))  # below 0 it is now, as for a server
         if result < 0 and result != -errno.ENOENT:  # as in NATS, to unsubscribe what is gone is no error
             raise self._session_error(result)
         self._removed = True

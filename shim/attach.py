@@ -240,6 +240,8 @@ class Attaching(Connection):
         first = self._session is None
         try:
             if found.found is Found.NOBODY:
+                if found.error is not None and not first and not node.autostart_allowed():
+                    raise found.error  # the node is waited for
                 found = await self._autostart(server)
             await self._attach_to(server, found)
         except (NoNodeError, SessionError) as error:

@@ -412,9 +412,8 @@ class Client(Attaching):
         self._rtt_waits[token] = answer
         start = loop.time()
         try:
-            if lib.nsn_ping(self._handle, token) < 0:
-                raise errors.ConnectionReconnectingError
-            self._pump.send()
+            if lib.nsn_ping(self._handle, token) == 0:  # while nsnd is away there is no answer, as from a server
+                self._pump.send()
             async with asyncio.timeout(timeout):
                 await answer
         except TimeoutError:

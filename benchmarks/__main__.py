@@ -103,7 +103,7 @@ def progress(text: str) -> None:
         print(f"\r{text:60}\r{text}", end="", file=sys.stderr, flush=True)
 
 
-async def measure(names: list[str], theirs: Side, ours: Side, rounds: int, quick: bool) -> Rounds:
+async def measure(names: list[str], theirs: Side, ours: Side, rounds: int, quick: bool, loop: str) -> Rounds:
     """Each scenario once a side and round, the side that goes first in turn; a side that lost something tries again."""
     results: Rounds = {name: [] for name in names}
     for index in range(rounds):
@@ -111,20 +111,20 @@ async def measure(names: list[str], theirs: Side, ours: Side, rounds: int, quick
             progress(f"round {index + 1} of {rounds}: {name}")
             outcomes: dict[str, Outcome] = {}
             for side in (theirs, ours) if index % 2 == 0 else (ours, theirs):
-                outcomes[side.name] = await run(SCENARIOS[name], side, quick)
+                outcomes[side.name] = await run(SCENARIOS[name], side, quick, loop)
                 for _ in range(RETRIES):
                     if outcomes[side.name].trouble:
                         progress("")
                         print(f"{name}, {side.name}, once more: {outcomes[side.name].trouble}", file=sys.stderr, flush=True)
-                        outcomes[side.name] = await run(SCENARIOS[name], side, quick)
+                        outcomes[side.name] = await run(SCENARIOS[name], side, quick, loop)
             results[name].append((outcomes["theirs"], outcomes["ours"]))
     progress("")
     return results
 
 
-def run_all(rows: list[Row], rounds: int, quick: bool) -> tuple[list[Figure], Rounds]:
+def run_all(rows: list[Row], rounds: int, quick: bool, loop: str) -> tuple[list[Figure], Rounds]:
     """Starts both servers, private to this run, and measures."""
-    scenarios = list(dict.fromkeys(row.scenario for row in rows))
+    scenarios = list(dict.fromkeys(name for row in rows for name in (row.scenario, row.against) if name))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="insane_nats-bench-")))
         runtime_dir = stack.enter_context(servers.private_runtime_dir())
@@ -134,8 +134,15 @@ def run_all(rows: list[Row], rounds: int, quick: bool) -> tuple[list[Figure], Ro
         plain = (nats_server.url, nats_server.pid)
         theirs = Side("theirs", "nats", *plain, *plain)
         ours = Side("ours", "insane_nats", nsnd.url, nsnd.pid, *plain)
-        results = asyncio.run(measure(scenarios, theirs, ours, rounds, quick))
-    return [figure(row, results[row.scenario]) for row in rows], results
+        results = asyncio.run(measure(scenarios, theirs, ours, rounds, quick, loop))
+    return [figure(row, pairs_of(row, results)) for row in rows], results
+
+
+def pairs_of(row: Row, results: Rounds) -> list[tuple[Outcome, Outcome]]:
+    """What the row compares, by round."""
+    if not row.against:
+        return results[row.scenario]
+    return [(other[1], one[1]) for other, one in zip(results[row.against], results[row.scenario], strict=True)]
 
 
 def as_json(figures: list[Figure], results: Rounds, measured_on: dict[str, str | int]) -> dict[str, Any]:
@@ -151,13 +158,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--quick", action="store_true", help="one round of few messages: that it runs, not how fast")
+    parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="event loop of both sides' programs")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.rows) - set(names))
     if unknown:
         parser.error(f"no such row: {', '.join(unknown)}. There are {', '.join(names)}")
     rows = [row for row in ROWS if not arguments.rows or row.name in arguments.rows]
     measured_on = machine()  # the load average before the benchmark adds to it
-    figures, results = run_all(rows, 1 if arguments.quick else arguments.rounds, arguments.quick)
+    figures, results = run_all(rows, 1 if arguments.quick else arguments.rounds, arguments.quick, arguments.loop)
     print(", ".join(f"{key} {value}" for key, value in measured_on.items()))
     print(header())
     for one in figures:

@@ -96,24 +96,26 @@ def metrics_of(result: dict[str, Any], deliveries: int, cpu_us: float) -> Outcom
     if "times_ns" in result:
         times = sorted(result["times_ns"])
         return Outcome({f"p{percent}_us": percentile(times, percent) / 1000 for percent in (50, 99)})
+    if "kib" in result:
+        return Outcome({"kib": result["kib"]})
     seconds, count = result["seconds"], result["published"]
     rates = {"received_s": deliveries / seconds, "milliseconds": seconds * 1000, "each_us": seconds / count * 1e6}
     return Outcome({**rates, "cpu_us": cpu_us})
 
 
-async def run(scenario: Scenario, side: Side, quick: bool = False) -> Outcome:
+async def run(scenario: Scenario, side: Side, quick: bool = False, loop: str = "asyncio") -> Outcome:
     """One run. What goes wrong with it is told by Outcome.trouble."""
     try:
-        return await _run(scenario, side, quick)
+        return await _run(scenario, side, quick, loop)
     except (RuntimeError, TimeoutError) as error:
         return Outcome(trouble=f"{type(error).__name__}: {error}")
 
 
-async def _run(scenario: Scenario, side: Side, quick: bool) -> Outcome:
+async def _run(scenario: Scenario, side: Side, quick: bool, loop: str) -> Outcome:
     url, server_pid = (side.plain_url, side.plain_pid) if scenario.plain else (side.url, side.server_pid)
     if scenario.qos and side.module == "insane_nats":
         url += f"?{scenario.qos}"
-    options = {**scenario.options, **(scenario.quick if quick else {})}
+    options = {**scenario.options, **(scenario.quick if quick else {}), "loop": loop}
     async with contextlib.AsyncExitStack() as stack:
         passive = []
         for role in scenario.passive:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import select
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 10.0
@@ -26,6 +28,10 @@ class Task:
     period: payloads end with 0, 1, … period - 1 in turn, so that a lost or repeated message shows.
     burst: messages published before the subscribers' word that all are there is waited for, so that neither a server's
     limit of 64 MB behind nor a client's of 524,288 messages loses any.
+    churn: subscribes, and unsubscribes, a second, of a program beside.
+    way: how a subscriber takes messages: callback, iterator or next_msg.
+    in_flight: requests that wait for their answers at once.
+    loop: asyncio or uvloop.
     """
 
     role: str
@@ -35,16 +41,26 @@ class Task:
     size: int = 64
     warm_up: int = 0
     rate: float = 0.0
+    churn: float = 0.0
     burst: int = 1
     period: int = 251
     subscribers: int = 1
     distinct_subjects: bool = False
+    way: str = "callback"
+    in_flight: int = 1
+    loop: str = "asyncio"
 
 
 def payloads(task: Task) -> list[bytes]:
     """One period of payloads."""
     body = bytes(max(0, task.size - 1))
     return [body + bytes([index]) for index in range(task.period)]
+
+
+def proportional_kib() -> float:
+    """Memory of this process; what it shares counts in proportion."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 async def line_from_parent() -> str:
@@ -129,7 +145,7 @@ class Worker:
         await client.close()
         return {"times_ns": times, "lost": wrong}
 
-    # --- one way: bursts into callbacks --------------------------------------------------------------------------------
+    # --- one way: bursts -----------------------------------------------------------------------------------------------
     async def sink(self) -> Result:
         client = await self.connect()
         received = wrong = 0
@@ -141,11 +157,28 @@ class Worker:
             if received % self.task.burst == 0:
                 await client.publish("bench.taken", b"")
 
-        await client.subscribe("bench.data.>", cb=take)
+        taking: asyncio.Future[None] | None = None
+        if self.task.way == "callback":
+            await client.subscribe("bench.data.>", cb=take)
+        else:
+            subscription = await client.subscribe("bench.data.>")
+            ways = {"iterator": self.iterate, "next_msg": self.take_one_by_one}
+            taking = asyncio.ensure_future(ways[self.task.way](subscription, take))
         await client.flush()
         result = await self.answer(lambda: {"received": received, "wrong": wrong})
+        if taking is not None:
+            taking.cancel()
+            await asyncio.wait([taking])
         await client.close()
         return result
+
+    async def iterate(self, subscription: Any, take: Callable[[Any], Awaitable[None]]) -> None:
+        async for message in subscription.messages:
+            await take(message)
+
+    async def take_one_by_one(self, subscription: Any, take: Callable[[Any], Awaitable[None]]) -> None:
+        while True:
+            await take(await subscription.next_msg(timeout=None))
 
     async def source(self) -> Result:
         client = await self.connect()
@@ -178,6 +211,30 @@ class Worker:
         except self.nats.errors.TimeoutError:
             return False
         return True
+
+    async def publisher(self) -> Result:
+        """As source; the time is that of publishing alone."""
+        client = await self.connect()
+        taken = await client.subscribe("bench.taken")
+        await client.flush()
+        task, bodies = self.task, payloads(self.task)
+        publish, period = client.publish, task.period
+        await self.go()
+        seconds = 0.0
+        lost = 0
+        for burst in range(-task.warm_up, task.count // task.burst):
+            begin = time.perf_counter()
+            for number in range(task.burst):
+                await publish("bench.data.x", bodies[number % period])
+            await client.flush()
+            if burst >= 0:
+                seconds += time.perf_counter() - begin
+            try:
+                await taken.next_msg(timeout=TIMEOUT_S)
+            except self.nats.errors.TimeoutError:
+                lost += 1
+        await client.close()
+        return {"seconds": seconds, "published": task.count, "lost": lost}
 
     async def paced_source(self) -> Result:
         client = await self.connect()
@@ -217,14 +274,24 @@ class Worker:
 
     async def send_requests(self, client: Any) -> Result:
         task, bodies = self.task, payloads(self.task)
-        await self.go()
         wrong = 0
+
+        async def ask(count: int) -> None:
+            nonlocal wrong
+            for number in range(count):
+                message = await client.request("bench.request", bodies[number % task.period], timeout=TIMEOUT_S)
+                wrong += not self.check(bytes(message.data), number)
+
+        async def ask_at_once(count: int) -> None:
+            if task.in_flight == 1:
+                await ask(count)
+            else:
+                await asyncio.gather(*(ask(count // task.in_flight) for _ in range(task.in_flight)))
+
+        await self.go()
+        await ask_at_once(task.warm_up)
         begin = time.perf_counter()
-        for number in range(-task.warm_up, task.count):
-            if number == 0:
-                begin = time.perf_counter()
-            message = await client.request("bench.request", bodies[number % task.period], timeout=TIMEOUT_S)
-            wrong += not self.check(bytes(message.data), number)
+        await ask_at_once(task.count)
         return {"seconds": time.perf_counter() - begin, "published": task.count, "lost": wrong}
 
     async def requester(self) -> Result:
@@ -253,6 +320,49 @@ class Worker:
         await client.close()
         return {"seconds": seconds, "published": self.task.count, "lost": 0}
 
+    async def churn(self) -> Result:
+        """Subscribes and unsubscribes until "stop"."""
+        client = await self.connect()
+        churning = asyncio.ensure_future(self.subscribe_and_unsubscribe(client))
+        result = await self.answer(lambda: {})
+        churning.cancel()
+        await asyncio.wait([churning])
+        await client.close()
+        return result
+
+    async def subscribe_and_unsubscribe(self, client: Any) -> None:
+        due = time.monotonic()
+        number = 0
+        while True:
+            due = max(due + 1 / self.task.churn, time.monotonic() - 0.1)
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            subscription = await client.subscribe(f"bench.churn.{number % 1000}")
+            await subscription.unsubscribe()
+            number += 1
+
+    async def memory(self) -> Result:
+        """What a connection with `count` subscriptions takes, kernel's share of the process's own memory not included."""
+        await (await self.connect()).close()
+        await self.go()
+        before = proportional_kib()
+        client = await self.connect()
+        for index in range(self.task.count):
+            await client.subscribe(f"bench.many.{index}")
+        await client.flush()
+        after = proportional_kib()
+        await client.close()
+        return {"kib": after - before, "published": 1, "lost": 0, "seconds": 1.0}
+
+    async def busy(self) -> Result:
+        """Not a client: keeps one processor busy until "stop"."""
+        await self.go()
+        while not select.select([sys.stdin], [], [], 0)[0]:
+            end = time.monotonic() + 0.01
+            while time.monotonic() < end:
+                pass
+        await line_from_parent()
+        return {}
+
     async def connects(self) -> Result:
         await (await self.connect()).close()
         await self.go()
@@ -271,6 +381,10 @@ ROLES: dict[str, Callable[[Worker], Awaitable[Result]]] = {
     "responder": Worker.responder,
     "requester": Worker.requester,
     "requests_on_one_loop": Worker.requests_on_one_loop,
+    "publisher": Worker.publisher,
+    "churn": Worker.churn,
+    "memory": Worker.memory,
+    "busy": Worker.busy,
     "subscribes": Worker.subscribes,
     "connects": Worker.connects,
 }
@@ -283,5 +397,10 @@ async def main() -> None:
     say(json.dumps({**result, "process_cpu_s": time.process_time() - worker.cpu_at_start}))
 
 
+def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    return None if name == "asyncio" else importlib.import_module(name).new_event_loop
+
+
 if __name__ == "__main__":
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=loop_factory(Task(**json.loads(sys.argv[1])).loop)) as runner:
+        runner.run(main())

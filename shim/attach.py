@@ -15,12 +15,15 @@ from urllib.parse import ParseResult
 from nats import errors
 from nats.aio.client import DEFAULT_BUFFER_SIZE, Server, Srv
 from nats.aio.client import Client as NatsClient
+from nats.aio.msg import Msg as NatsMsg
 from nats.aio.transport import TcpTransport
 
 from insane_nats.shim import known_nodes, native, node, qos
 from insane_nats.shim import session as nsn
 from insane_nats.shim.connection import WRITE_DEADLINE_S, Connection, World
 from insane_nats.shim.errors import AttachRefusedError, NoNodeError, NotEncryptedError, SessionError, WrongKindError
+from insane_nats.shim.msg import Msg
+from insane_nats.shim.native import fast
 from insane_nats.shim.node import Found, Probe
 from insane_nats.shim.pump import Pump
 from insane_nats.shim.spin import Spin
@@ -341,7 +344,8 @@ class Attaching(Connection):
         self._session = session
         self._handle = session.handle
         self._loop = loop
-        self._pump = Pump(self, session, loop, Spin(self._qos.consumption))
+        self._fast = fast.Connection(self, session.address, Msg, NatsMsg, self._builds_plainly and not self._roundabout)
+        self._pump = Pump(self, session, self._fast, loop, Spin(self._qos.consumption))
 
     async def _reattach(self, found: Probe, deadline: float) -> None:
         session = self._session
@@ -374,16 +378,17 @@ class Attaching(Connection):
         if self._world is not World.INSANE:
             await super()._process_connect_init()
             return
-        assert self._session is not None and self._pump is not None and self._current_server is not None
+        assert self._session is not None and self._fast is not None
+        assert self._pump is not None and self._current_server is not None
         info = self._session.info()
         self._server_info = {**self._found_info, "client_id": info.client_id, "max_payload": info.max_payload}
         self._current_server.server_version = self._server_info.get("version")
-        self._max_payload = info.max_payload
+        self._max_payload = self._fast.max_payload = info.max_payload
         self._client_id = info.client_id
         self._client_ip = self._server_info.get("client_ip", node.LOOPBACK)
         if not self.is_reconnecting:
             self._pump.start()
-            self._pedantic = bool(self.options["pedantic"])
+            self._pedantic = self._fast.pedantic = bool(self.options["pedantic"])
         self._status = NatsClient.CONNECTED
         self._pings_outstanding = 0
         self._ping_interval_task = asyncio.get_running_loop().create_task(self._ping_interval())

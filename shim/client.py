@@ -23,14 +23,13 @@ from insane_nats.shim.attach import Attaching
 from insane_nats.shim.connection import World
 from insane_nats.shim.errors import SessionError
 from insane_nats.shim.pump import PASS_DUE, SPACE_POLL_S
-from insane_nats.shim.subjects import RESERVED, RESERVED_REPLIES, RESERVED_SUBJECTS, check, first_plain, is_literal
+from insane_nats.shim.session import Session
+from insane_nats.shim.subjects import RESERVED_REPLIES, RESERVED_SUBJECTS, check, first_plain, is_literal
 from insane_nats.shim.subscription import SPINS, Subscription, _expire, one_pass
 
 YIELD_S = 0.002  # publish() lets the event loop go round at least this often,
 YIELD_BYTES = 2 << 20  # and once in so many bytes
-SMALL = 256  # bytes: messages up to here reach YIELD_S before YIELD_BYTES
 CANCELLED_SETTLE_NS = 100_000_000  # for which a cancelled task holds its event loop up, at most, until its interest is known
-KNOWN_SUBJECTS = 4096  # subjects whose bytes are kept
 EVERY_MESSAGE = ("publish", "request", "_request_new_style", "_flush_pending", "_send_ping", "flush")
 
 if native.lib is not None:
@@ -40,6 +39,13 @@ if native.lib is not None:
 
 class Client(Attaching):
     """Asyncio client. Everything that nats-py's Client has, and connect(qos=…, write_deadline=…)."""
+
+    def _adopt(self, session: Session) -> None:
+        super()._adopt(session)
+        if type(self).publish is Client.publish:  # and not a subclass's
+            assert self._fast is not None
+            self.publish = self._fast.publish  # type: ignore[method-assign]
+            self._post = self._fast.post
 
     def _be_nats(self, why: str) -> None:
         """From now on what is called for every message is nats-py's own, without the way through ours."""
@@ -56,24 +62,22 @@ class Client(Attaching):
     # --- publish ------------------------------------------------------------------------------------------------------
 
     async def publish(self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None) -> None:
-        """Publishes a message. Waits while a subscriber has no room, up to the write deadline."""
+        """Publishes a message. Waits while a subscriber has no room, up to the write deadline.
+
+        This is the whole of it; a connection on a session has publish() in C (shim/fast/publish.c), which comes here with what
+        is not plain.
+        """
         if self._handle is None:
             await self._publish_elsewhere(subject, payload, reply, headers)
             return
-        raw = self._known.get(subject)
-        if raw is None:
-            raw = self._learn(subject)
-            if subject.startswith(RESERVED_SUBJECTS):
-                self._refuse(payload, f'publish to "{subject}"')
-                return
-        raw_reply = b""
-        if reply:
-            raw_reply = self._known.get(reply, b"")
-            if not raw_reply:
-                raw_reply = self._learn(reply)
-                if reply.startswith(RESERVED_REPLIES):
-                    self._refuse(payload, f'publish with reply of "{reply}"')
-                    return
+        raw = self._bytes_of(subject)
+        raw_reply = self._bytes_of(reply) if reply else b""
+        if subject.startswith(RESERVED_SUBJECTS):
+            self._refuse(payload, f'publish to "{subject}"')
+            return
+        if reply and reply.startswith(RESERVED_REPLIES):
+            self._refuse(payload, f'publish with reply of "{reply}"')
+            return
         if self._status != 1:
             self._check_publishing()
         size = len(payload)
@@ -93,23 +97,34 @@ class Client(Attaching):
             await self._settle_first()
             if self._handle is None:
                 raise self._closed_error()
-        if pump.space_waiters:
-            reached = -errno.EAGAIN
-        else:
-            reached = _publish(self._handle, raw, len(raw), raw_reply, len(raw_reply), block, len(block), payload, size)
+        reached = -errno.EAGAIN if pump.space_waiters else self._publish_now(raw, raw_reply, block, payload)
         if reached < 0:
-            reached = await self._publish_slowly(reached, raw, raw_reply, block, payload)
-        stats = self.stats
-        stats["out_msgs"] += 1
-        stats["out_bytes"] += size
+            reached = await self._publish_when_possible(reached, raw, raw_reply, block, payload)
+        await self._published(reached, subject, reply, size)
+
+    def _publish_slowly(
+        self, subject: str, payload: bytes, reply: str | None, headers: dict[str, str] | None
+    ) -> Awaitable[None]:
+        """What publish() in C leaves to us."""
+        return Client.publish(self, subject, payload, reply or "", headers)
+
+    async def _publish_rest(self, number: int, subject: str, payload: bytes, reply: str | None) -> None:
+        """As _publish_slowly, after libnsn has not taken it at once and said that number."""
+        raw, raw_reply = self._bytes_of(subject), self._bytes_of(reply) if reply else b""
+        reached = await self._publish_when_possible(number, raw, raw_reply, b"", payload)
+        await self._published(reached, subject, reply or "", len(payload))
+
+    async def _published(self, reached: int, subject: str, reply: str, size: int) -> None:
+        """After a message went out the slow way, to so many subscriptions."""
+        self.stats["out_msgs"] += 1
+        self.stats["out_bytes"] += size
         if reached == 0 and reply:
             self._no_responders(subject, reply)
         if self._pedantic and not is_literal(subject):
             await self._process_err("'invalid publish subject'")
-        if pump.trim_timer is None:
-            pump.start_trim()
-        if size > SMALL:
-            self._burst += size
+        if self._fast is not None and not self._fast.trimming:
+            self._start_trim()
+        self._burst += size
         if monotonic() > self._yield_at or self._burst > YIELD_BYTES:
             await one_pass()
             self._burst = 0
@@ -121,18 +136,13 @@ class Client(Attaching):
             raise self._closed_error()
         await super().publish(subject, payload, reply, headers)
 
-    def _learn(self, subject: str) -> bytes:
-        """A subject's bytes, checked as nats-py does before a publish, and kept unless it needs another look."""
+    def _bytes_of(self, subject: str) -> bytes:
+        """A subject's bytes, checked as nats-py does before a publish."""
         if not self._skip_subject_validation:
             check(subject)
         raw = subject.encode("utf-8", "surrogateescape")
         if not raw:
             raise errors.BadSubjectError
-        if subject.startswith(RESERVED):
-            return raw
-        if len(self._known) >= KNOWN_SUBJECTS:
-            self._known.clear()
-        self._known[subject] = raw
         return raw
 
     def _refuse(self, payload: bytes, what: str) -> None:
@@ -151,7 +161,7 @@ class Client(Attaching):
         if self.is_draining_pubs:
             raise errors.ConnectionDrainingError
 
-    async def _publish_slowly(self, number: int, raw: bytes, reply: bytes, block: bytes, payload: bytes) -> int:
+    async def _publish_when_possible(self, number: int, raw: bytes, reply: bytes, block: bytes, payload: bytes) -> int:
         """What libnsn did not take at once: waits until this connection's own interest is known, or for room."""
         if number == -errno.EALREADY:
             await self._settle_first()
@@ -183,6 +193,9 @@ class Client(Attaching):
         first = True
         waiter: asyncio.Future[None] = loop.create_future()
         pump.space_waiters.append(waiter)
+        fast = self._fast
+        assert fast is not None
+        fast.waiting += 1
         try:
             while True:
                 if pump.space_waiters[0] is waiter and not first:
@@ -208,6 +221,7 @@ class Client(Attaching):
                 finally:
                     timer.cancel()
         finally:
+            fast.waiting -= 1
             if waiter in pump.space_waiters:
                 pump.space_waiters.remove(waiter)
             pump.wake_publisher()
@@ -289,8 +303,7 @@ class Client(Attaching):
             if self._forked:
                 raise self._closed_error()
             return await super().request(subject, payload, timeout, old_style, headers)
-        if subject not in self._known:
-            self._learn(subject)
+        self._bytes_of(subject)
         msg = await self._request_new_style(subject, payload, timeout=timeout, headers=headers)
         if msg.headers and msg.headers.get(nats_headers.STATUS) == NO_RESPONDERS_STATUS:
             raise errors.NoRespondersError
@@ -311,7 +324,8 @@ class Client(Attaching):
         answer: asyncio.Future[Msg] = loop.create_future()
         self._resp_map[token] = answer
         try:
-            await self.publish(subject, payload, reply=self._prefix + token, headers=headers)
+            if headers is not None or not self._post(subject, payload, self._prefix + token):
+                await self.publish(subject, payload, reply=self._prefix + token, headers=headers)
             if not answer.done() and self._pump is not None and self._pump.spin.budget_ns:
                 await self._spin_for(answer, timeout)
             if answer.done():

@@ -11,14 +11,15 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nats import errors
 from nats.aio.client import Client as NatsClient
 from nats.aio.client import Srv
 from nats.aio.errors import ErrStaleConnection
+from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from insane_nats.shim import native, qos
@@ -35,6 +36,9 @@ from insane_nats.shim.spin import Spin
 from insane_nats.shim.subjects import RESERVED_QUEUE
 from insane_nats.shim.subscription import one_pass
 
+if TYPE_CHECKING:
+    from insane_nats._fast import Connection as FastConnection
+
 _logger = logging.getLogger("insane_nats")
 
 WRITE_DEADLINE_S = 10.0
@@ -46,6 +50,11 @@ ERRORS_KEPT = 8192  # that wait for the error callback
 if native.lib is not None:
     lib = native.lib
     ffi = native.ffi
+
+
+def _post_nothing(subject: str, payload: bytes, reply: str | None) -> bool:
+    """Where there is no session to publish by."""
+    return False
 
 
 class World(Enum):
@@ -76,6 +85,8 @@ class Connection(NatsClient):
         self._world = World.UNDECIDED
         self._session: nsn.Session | None = None
         self._handle: Any = None
+        self._fast: FastConnection | None = None
+        self._post: Callable[[str, bytes, str | None], bool] = _post_nothing
         self._pump: Pump | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # asking for it costs a system call in Python 3.11
         self._forked = False
@@ -89,7 +100,6 @@ class Connection(NatsClient):
         self._home: int | None = None  # port of the node that this connection was attached to last
         self._silent = False
         self._found_info: dict[str, Any] = {}
-        self._known: dict[str, bytes] = {}
         self._pedantic = False
         self._removed = False  # interest that publishers may still see: it must be gone before this connection says more
         self._hung_up = False
@@ -317,8 +327,7 @@ class Connection(NatsClient):
 
     def _detach_all(self) -> None:
         pump, session = self._pump, self._session
-        self._handle = None
-        self._pump = None
+        self._let_go()
         if pump is not None:
             pump.stop()
         for answer in self._rtt_waits.values():
@@ -349,9 +358,37 @@ class Connection(NatsClient):
         self._status = NatsClient.CLOSED
         if self._pump is not None:
             self._pump.forget()
-        self._pump = None
-        self._handle = None
+        self._let_go()
         self._session = None
+
+    def _let_go(self) -> None:
+        """Nothing is sent or received by the session from now on."""
+        if self._fast is not None:
+            self._fast.close()
+        self.__dict__.pop("publish", None)
+        self._post = _post_nothing
+        self._handle = None
+        self._pump = None
+
+    # --- what delivery in C leaves to Python --------------------------------------------------------------------------
+
+    def _deliver_slowly(
+        self, sub: NatsSubscription, sid: int, subject: bytes, reply: bytes, block: bytes, data: bytes, last: bool
+    ) -> None:
+        if self._pump is not None:
+            self._pump.deliver(sub, sid, subject, reply, block, data, last)
+
+    def _too_slow(self, sub: NatsSubscription, msg: Msg) -> None:
+        """A message that the subscription has no room for."""
+        self._report(errors.SlowConsumerError(subject=msg.subject, reply=msg.reply, sid=sub._id, sub=sub))
+
+    def _drop_interest(self, sid: int) -> None:
+        if self._pump is not None:
+            self._pump.drop_interest(sid)
+
+    def _start_trim(self) -> None:
+        if self._pump is not None:
+            self._pump.start_trim()
 
     # --- events and errors --------------------------------------------------------------------------------------------
 

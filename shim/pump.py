@@ -8,12 +8,10 @@ import collections
 import contextvars
 import errno
 import logging
-import struct
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from nats import errors
 from nats.aio.msg import Msg
 
 from insane_nats.shim import headers
@@ -22,12 +20,12 @@ from insane_nats.shim.session import DETACHED, Session
 from insane_nats.shim.spin import Spin
 
 if TYPE_CHECKING:
+    from insane_nats._fast import Connection as FastConnection
     from insane_nats.shim.connection import Connection
 
 _logger = logging.getLogger("insane_nats")
 
-BATCH = 512  # messages taken at once
-BLOB_SIZE = 1 << 20  # bytes of their small parts
+BATCH = 512  # messages taken at once, at most (shim/fast/connection.c)
 MALLOC_BYTES = 8 << 20  # see _keep_heap
 TURN_S = 0.002  # of one pass of the event loop, while there is a backlog
 PASS_S = 0.001  # who spins goes through the event loop at least this often
@@ -38,17 +36,11 @@ POLL_S = (0.0002, 0.005)  # first and longest wait between looks at what nobody 
 HELD_PASSES = 16  # of the loop, before messages that are held back are looked for with a timer
 TRIM_S = 1.0  # after the last traffic
 SPACE_POLL_S = 0.05  # a waiting publisher tries again that often, rung or not
-POPS = 64  # messages taken from queues between looks at the clock
 
 NOTHING, FOUND, PASS_DUE = range(3)  # what look() says
 
 if lib is not None:
-    _RECORD = struct.Struct("=8I")  # struct nsn_message
-    _LARGE = lib.NSN_MESSAGE_LARGE
-    _LAST = lib.NSN_MESSAGE_LAST
-    _receive = lib.nsn_receive
     _uncleared = ffi.new_allocator(should_clear_after_alloc=False)
-_new = object.__new__
 
 
 def _keep_heap() -> None:
@@ -65,33 +57,31 @@ class Pump:
     """One session's delivery on one event loop. At every moment it has either a pass scheduled, or is armed: whoever writes
     to the session then rings its bell."""
 
-    def __init__(self, client: Connection, session: Session, loop: asyncio.AbstractEventLoop, spin: Spin) -> None:
+    def __init__(
+        self, client: Connection, session: Session, fast: FastConnection, loop: asyncio.AbstractEventLoop, spin: Spin
+    ) -> None:
         self.spin = spin
         self.waiters = 0  # who waits for a message in the event loop: for nobody it is not worth to spin
-        self.trim_timer: asyncio.TimerHandle | None = None
+        self._trim_timer: asyncio.TimerHandle | None = None
         self.space_waiters: collections.deque[asyncio.Future[None]] = collections.deque()
         self._client = client
         self._session = session
         self._handle = session.handle
+        self._fast = fast
+        self._receive = fast.receive
         self._loop = loop
         # asyncio's own loops show whether anything else wants to run; others (uvloop) are spun in, a slice a pass.
         self._ready: collections.deque[Any] | None = getattr(loop, "_ready", None)
         self._timers: list[asyncio.TimerHandle] = getattr(loop, "_scheduled", [])
         self._context = contextvars.Context()
         self._pass_callback = self._pass
-        self._messages = ffi.new("struct nsn_message[]", BATCH)
-        self._records = memoryview(ffi.buffer(self._messages))
-        self._blob = _uncleared("uint8_t[]", BLOB_SIZE)
-        self._bytes = ffi.buffer(self._blob)
         self._event = ffi.new("struct nsn_event *")
         self._queued = 0  # 1: a pass is scheduled
         self._armed = False
         self._wait_from = 0.0  # the last waiter
-        self._last_pass = monotonic()
         self._spin_from = 0.0
         self._spinning = False
         self._held_passes = 0
-        self._pops = 0
         self._bell = -1
         self._control = -1
         self._writing = False
@@ -124,7 +114,7 @@ class Pump:
             if self._bell >= 0:
                 self._loop.remove_reader(self._bell)
             self.unwatch_control()
-        for timer in (self.trim_timer, self._poll_timer):
+        for timer in (self._trim_timer, self._poll_timer):
             if timer is not None:
                 timer.cancel()
         for _, waiter in self._waits:
@@ -171,24 +161,13 @@ class Pump:
             self._loop.call_soon(self._pass_callback, context=self._context)
 
     def passed(self) -> None:
-        self._last_pass = monotonic()
-
-    def turn_due(self) -> bool:
-        """Asked by who takes a message that was queued: True when it is time to let the event loop go round."""
-        self._pops += 1
-        if self._pops % POPS:
-            return False
-        now = monotonic()
-        if now - self._last_pass < PASS_S:
-            return False
-        self._last_pass = now
-        return True
+        self._fast.last_pass = monotonic()
 
     def _pass(self) -> None:
         self._queued = 0
         if self._stopped:
             return
-        self._last_pass = now = monotonic()
+        self._fast.last_pass = now = monotonic()
         count = self._take(0)
         if count:
             while count == BATCH and monotonic() - now < TURN_S:
@@ -257,7 +236,7 @@ class Pump:
         if self._stopped or (ready is not None and len(ready) > self._queued):
             return NOTHING
         now = monotonic()
-        if now - self._last_pass > (PASS_S if ready is not None else BLIND_PASS_S):
+        if now - self._fast.last_pass > (PASS_S if ready is not None else BLIND_PASS_S):
             return PASS_DUE
         spin_ns = self._until_timer(now, self.spin.budget_ns if ready is not None else BLIND_NS)
         if timeout_s is not None and timeout_s * 1e9 < spin_ns:
@@ -398,7 +377,7 @@ class Pump:
 
     def pass_due(self) -> bool:
         """True when the event loop has not gone round for a while."""
-        return monotonic() - self._last_pass > PASS_S
+        return monotonic() - self._fast.last_pass > PASS_S
 
     async def settled(self, spin: Spin | None, timeout_s: float) -> bool:
         """Sends changes of interest, and waits until every publisher on this host sees them. False at the timeout."""
@@ -493,10 +472,9 @@ class Pump:
         """Takes a batch and dispatches it. Returns the number of messages. The session is awake now: the caller sees to it
         that a pass follows or it sleeps again."""
         self._armed = False
-        count: int = _receive(self._handle, self._messages, BATCH, self._blob, BLOB_SIZE, spin_ns)
+        count = self._receive(spin_ns)
         if count > 0:
-            self._dispatch(count)
-            if self.trim_timer is None:
+            if not self._fast.trimming:
                 self.start_trim()
         elif count < 0:
             self._trouble(count)
@@ -509,120 +487,40 @@ class Pump:
         else:
             self._client._on_failure(self._client._session_error(number))
 
-    def _dispatch(self, count: int) -> None:
-        """Gives the messages taken to their subscriptions."""
+    def deliver(self, sub: Any, sid: int, subject: bytes, reply: bytes, block: bytes, data: bytes, last: bool) -> None:
+        """A message that needs nats-py's own delivery, a subclass's, or another class of messages."""
         client = self._client
-        subs = client._subs
-        blob = self._bytes
-        roundabout = client._roundabout
-        plain = client.msg_class is Msg and client._builds_plainly
-        sub: Any = None
-        current = -1
-        total = 0
-        block = b""
-        records = self._records
-        for sid, flags, offset, subject_size, reply_size, header_size, size, large in (
-            (_RECORD.unpack_from(records),) if count == 1 else _RECORD.iter_unpack(records[: count * _RECORD.size])
-        ):
-            total += size
-            if sid != current:
-                current = sid
-                sub = subs.get(sid)
-                if sub is not None:
-                    queue = sub._pending_queue
-                    items = queue._queue
-            end = offset + subject_size
-            at = end + reply_size
-            if flags:
-                if flags & _LARGE:
-                    block, data = self._large(large, header_size, size)
-                if flags & _LAST:
-                    current = -1
-                    client._removed = True
-            if not flags & _LARGE:
-                if header_size:
-                    block = blob[at : at + header_size]
-                    at += header_size
-                data = blob[at : at + size]
-            if sub is None:
-                continue
-            if roundabout or sub._jsi is not None:
-                reply_bytes = blob[end : end + reply_size]
-                self._go_round((sid, blob[offset:end], reply_bytes, data, block if header_size else b""))
-                continue
-            sub._received = received = sub._received + 1
-            if 0 < sub._max_msgs <= received:
-                subs.pop(sid, None)
-                if not flags & _LAST:
-                    self._drop_interest(sid)
-                current = -1
-            if plain:
-                msg = _new(Msg)
-                msg._client = client
-                msg.subject = blob[offset:end].decode("utf-8", "surrogateescape")
-                if reply_size:
-                    msg.reply = blob[end : end + reply_size].decode("utf-8", "surrogateescape")
-                msg.data = data
-                if header_size:
-                    msg.headers = headers.decode(block)
-                msg._sid = sid
-            else:
-                reply_bytes = blob[end : end + reply_size]
-                msg = client._build_message(
-                    sid, blob[offset:end], reply_bytes, data, headers.decode(block) if header_size else None
-                )
-                if not msg:
-                    continue
-            if sub._sink is not None:
-                sub._sink(msg)
-                continue
-            pending = sub._pending_size + size
-            if (0 < sub._pending_bytes_limit <= pending) or (0 < queue._maxsize <= len(items)):
-                client._report(errors.SlowConsumerError(subject=msg.subject, reply=msg.reply, sid=sid, sub=sub))
-                continue
-            sub._pending_size = pending
-            items.append(msg)
-            if queue._getters:
-                queue.wake_one()
-        stats = client.stats
-        stats["in_msgs"] += count
-        stats["in_bytes"] += total
-
-    def deliver_status(self, sub: Any, subject: str, block: bytes) -> None:
-        """A status message to one subscription of this connection. It does not come by a link, and libnsn's maxima do not
-        count it; nats-py's do."""
-        client = self._client
-        client.stats["in_msgs"] += 1
-        sid = sub._id
-        raw = subject.encode("utf-8", "surrogateescape")
         if client._roundabout or sub._jsi is not None:
-            self._go_round((sid, raw, b"", b"", block))
+            self._go_round((sid, subject, reply, data, block))
             return
         sub._received += 1
         if 0 < sub._max_msgs <= sub._received:
             client._subs.pop(sid, None)
-            self._drop_interest(sid)
-        msg = client._build_message(sid, raw, b"", b"", headers.decode(block))
-        if not msg:
-            return
+            if not last:
+                self.drop_interest(sid)
+        msg = client._build_message(sid, subject, reply, data, headers.decode(block) if block else None)
+        if msg:
+            self._hand_over(sub, msg)
+
+    def _hand_over(self, sub: Any, msg: Msg) -> None:
         if sub._sink is not None:
             sub._sink(msg)
             return
-        try:
-            sub._pending_queue.put_nowait(msg)
-        except asyncio.QueueFull:
-            client._report(errors.SlowConsumerError(subject=msg.subject, reply=msg.reply, sid=sid, sub=sub))
+        pending = sub._pending_size + len(msg.data)
+        queue = sub._pending_queue
+        if (0 < sub._pending_bytes_limit <= pending) or queue.full():
+            self._client._too_slow(sub, msg)
+            return
+        sub._pending_size = pending
+        queue.put_nowait(msg)
 
-    def _large(self, large: int, header_size: int, size: int) -> tuple[bytes, bytes]:
-        """Copies a large message's headers and payload out of its publisher's memory, and gives it back."""
-        at = lib.nsn_large(self._handle, large)
-        try:
-            whole = ffi.buffer(at, header_size + size)
-            return whole[:header_size], whole[header_size:]
-        finally:
-            lib.nsn_large_release(self._handle, large)
+    def deliver_status(self, sub: Any, subject: str, block: bytes) -> None:
+        """A status message to one subscription of this connection. It does not come by a link, and libnsn's maxima do not
+        count it; nats-py's do."""
+        self._client.stats["in_msgs"] += 1
+        self.deliver(sub, sub._id, subject.encode("utf-8", "surrogateescape"), b"", block, b"", False)
 
-    def _drop_interest(self, sid: int) -> None:
+    def drop_interest(self, sid: int) -> None:
         """nats-py forgets a subscription whose maximum it has counted; libnsn did not count that far (status messages)."""
         if lib.nsn_unsubscribe(self._handle, sid, 0) == 0:
             self._client._removed = True
@@ -648,7 +546,7 @@ class Pump:
                 except Exception as error:
                     client._report(error)
                 if sub is not None and client._subs.get(sid) is not sub and 0 < sub._max_msgs <= sub._received:
-                    self._drop_interest(sid)
+                    self.drop_interest(sid)
         finally:
             self._indirect_task = None
             if not self._stopped:
@@ -658,10 +556,12 @@ class Pump:
 
     def start_trim(self) -> None:
         """There is traffic: a while after the last of it, idle memory is given back."""
-        self.trim_timer = self._loop.call_later(TRIM_S, self._trim)
+        self._fast.trimming = True
+        self._trim_timer = self._loop.call_later(TRIM_S, self._trim)
 
     def _trim(self) -> None:
-        self.trim_timer = None
+        self._fast.trimming = False
+        self._trim_timer = None
         if self._stopped:
             return
         stats = self._client.stats

@@ -71,6 +71,11 @@ class Session:
         return CLOSED if self.handle is None else int(lib.nsn_session_state(self.handle))
 
     @property
+    def address(self) -> int:
+        """For insane_nats._fast, which must let go of it before close()."""
+        return int(ffi.cast("uintptr_t", self.handle))
+
+    @property
     def control_fd(self) -> int:
         return int(lib.nsn_session_control_fd(self.handle))
 

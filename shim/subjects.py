@@ -11,13 +11,12 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
 
-# What a NATS server keeps for itself: an ordinary client may neither publish to these,
+# What a NATS server keeps for itself (shim/fast/publish.c has the same list): an ordinary client may neither publish to these,
 RESERVED_SUBJECTS = ("_GR_.", "$GR.", "$NRG.")
 # nor ask for replies to these,
 RESERVED_REPLIES = ("_R_.", "_GR_.", "$GR.", "$JS.ACK.")
 # nor join this queue group.
 RESERVED_QUEUE = "_sys_"
-RESERVED = tuple({*RESERVED_SUBJECTS, *RESERVED_REPLIES})
 
 
 def check(subject: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import logging
 from collections.abc import Awaitable, Callable, Generator
 from time import monotonic
@@ -19,6 +18,7 @@ from nats.aio.subscription import (
 )
 from nats.aio.subscription import Subscription as NatsSubscription
 
+from insane_nats.shim.native import fast
 from insane_nats.shim.pump import PASS_DUE
 
 if TYPE_CHECKING:
@@ -39,22 +39,19 @@ def one_pass() -> Generator[None, None, None]:
     yield
 
 
-class PendingQueue(asyncio.Queue[Msg]):
-    """asyncio.Queue's interface over a deque that the pump appends to. Unfinished are what is queued and what was taken
+class PendingQueue(fast.Queue, asyncio.Queue[Msg]):
+    """asyncio.Queue's interface over a ring that delivery appends to. Unfinished are what is queued and what was taken
     without task_done(); the fast paths take and finish in one step."""
 
-    _queue: collections.deque[Msg]
-    _getters: collections.deque[asyncio.Future[None]]
-    _maxsize: int
+    _is_shutdown = False  # of Python 3.13's Queue
+    _putters: list[asyncio.Future[None]]
 
     def __init__(self, maxsize: int = 0) -> None:
         self._maxsize = maxsize
-        self._queue = collections.deque()
-        self._getters = collections.deque()
-        self._putters = collections.deque[asyncio.Future[None]]()
-        self._joiners: list[asyncio.Future[None]] = []
+        self._getters = []  # a deque is ten times as large, and mostly nobody waits
+        self._putters = []
+        self._joiners = []
         self._taken = 0
-        self._is_shutdown = False  # of Python 3.13's Queue
 
     @property
     def _unfinished_tasks(self) -> int:
@@ -70,9 +67,9 @@ class PendingQueue(asyncio.Queue[Msg]):
     def get_nowait(self) -> Msg:
         if not self._queue:
             raise asyncio.QueueEmpty
-        item = self._queue.popleft()
+        item: Msg = self._queue.popleft()
         self._taken += 1
-        self._room()
+        self._wakeup_next(self._putters)
         return item
 
     def task_done(self) -> None:
@@ -95,20 +92,15 @@ class PendingQueue(asyncio.Queue[Msg]):
                     joiner.set_result(None)
             self._joiners.clear()
 
-    def _room(self) -> None:
-        while self._putters:
-            putter = self._putters.popleft()
-            if not putter.done():
-                putter.set_result(None)
-                return
-
     def wake_one(self) -> None:
         """Wakes the first of those who wait for a message."""
-        getters = self._getters
-        while getters:
-            getter = getters.popleft()
-            if not getter.done():
-                getter.set_result(None)
+        self._wakeup_next(self._getters)
+
+    def _wakeup_next(self, waiters: list[asyncio.Future[None]]) -> None:
+        while waiters:
+            waiter = waiters.pop(0)
+            if not waiter.done():
+                waiter.set_result(None)
                 return
 
     def forget(self, getter: asyncio.Future[None]) -> None:
@@ -128,7 +120,7 @@ def _expire(waiter: asyncio.Future[Any]) -> None:
         waiter.set_exception(errors.TimeoutError())
 
 
-class Subscription(NatsSubscription):
+class Subscription(fast.Subscription, NatsSubscription):
     """A subscription of a connection that lives on a session."""
 
     _conn: Connection
@@ -150,6 +142,7 @@ class Subscription(NatsSubscription):
         pending_bytes_limit: int = DEFAULT_SUB_PENDING_BYTES_LIMIT,
     ) -> None:
         self._conn = conn
+        self._fast = conn._fast
         self._id = id
         self._subject = subject
         self._queue = queue
@@ -165,10 +158,10 @@ class Subscription(NatsSubscription):
         self._pending_size = 0
         self._wait_for_msgs_task = None
         self._message_iterator = None
-        self._jsi: Any = None
+        self._jsi = None
         self._spinning = False
         # Where a message goes instead of into the queue: the future of an old-style request, the answers of requests.
-        self._sink: Callable[[Msg], None] | None = None if future is None else self._resolve
+        self._sink = None if future is None else self._resolve
 
     def _resolve(self, msg: Msg) -> None:
         future = self._future
@@ -183,6 +176,12 @@ class Subscription(NatsSubscription):
 
     async def next_msg(self, timeout: float | None = 1.0) -> Msg:
         """The next message, or nats.errors.TimeoutError after timeout seconds (None: never)."""
+        if self._cb is None:
+            self.next_msg = self._next_quickly  # type: ignore[method-assign]
+        return await self._next_slowly(timeout)
+
+    async def _next_slowly(self, timeout: float | None) -> Msg:
+        """Whether or not there is a message at once."""
         conn = self._conn
         if conn.is_closed:
             raise conn._closed_error()
@@ -195,14 +194,15 @@ class Subscription(NatsSubscription):
                 await self._wait(timeout)
             elif not await self._spin(timeout):
                 await self._wait(timeout, first=True)
-        elif conn._pump is not None and conn._pump.turn_due():
-            await one_pass()
-            if not items:
-                await self._wait(timeout)
-        msg = items.popleft()
+        return self._take()
+
+    def _take(self) -> Msg:
+        """The first message of the queue, finished with."""
+        queue = self._pending_queue
+        msg: Msg = queue._queue.popleft()
         self._pending_size -= len(msg.data)
-        if self._pending_queue._joiners:
-            self._pending_queue.settle()
+        if queue._joiners:
+            queue.settle()
         return msg
 
     async def _spin(self, timeout: float | None) -> bool:
@@ -239,7 +239,7 @@ class Subscription(NatsSubscription):
         while not queue._queue:
             waiter: asyncio.Future[None] = loop.create_future()
             if first:
-                queue._getters.appendleft(waiter)
+                queue._getters.insert(0, waiter)
             else:
                 queue._getters.append(waiter)
             first = True  # when somebody else took the message
@@ -352,7 +352,7 @@ async def _report(error_cb: ErrorCallback | None, error: Exception) -> None:
         _logger.exception("nats: the error callback failed over %r", error)
 
 
-class MessageIterator(_SubscriptionMessageIterator):
+class MessageIterator(fast.Iterator, _SubscriptionMessageIterator):
     """`async for msg in sub.messages`, without tasks."""
 
     _sub: Subscription
@@ -377,27 +377,18 @@ class MessageIterator(_SubscriptionMessageIterator):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def __aiter__(self) -> MessageIterator:
-        return self
-
-    async def __anext__(self) -> Msg:
+    async def _next_slowly(self) -> Msg:
+        """The next step, whether or not there is a message at once."""
         sub = self._sub
-        queue = self._queue
-        items = queue._queue
+        items = self._queue._queue
         pump = sub._conn._pump
-        if items:
-            if pump is not None and pump.turn_due():
-                await one_pass()
-        elif not self._ended and pump is not None and pump.spin.budget_ns:
+        if not items and not self._ended and pump is not None and pump.spin.budget_ns:
             await sub._spin(None)
         while not items:
             if self._ended:
                 raise StopAsyncIteration
             await self._wait()
-        msg = items.popleft()
-        sub._pending_size -= len(msg.data)
-        if queue._joiners:
-            queue.settle()
+        msg = sub._take()
         if 0 < sub._max_msgs <= sub._received:
             self._cancel()
         return msg

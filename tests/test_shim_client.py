@@ -93,7 +93,7 @@ def test_classes_are_nats_pys(nsnd: Server) -> None:
         message = await subscription.next_msg(5)
         assert isinstance(nc, nats.aio.client.Client)
         assert isinstance(subscription, nats.aio.subscription.Subscription)
-        assert type(message) is nats.aio.msg.Msg
+        assert isinstance(message, nats.aio.msg.Msg)
         assert message == nats.aio.msg.Msg(nc, "a", "", b"x", {"A": "b"}, _sid=subscription._id)
         await nc.close()
 

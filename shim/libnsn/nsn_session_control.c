@@ -139,22 +139,36 @@ void nsn_interest_flush(struct nsn_session *s)
         nsn_control_send(s, batch->bytes, batch->length, -1);
 }
 
+/* The batch that is being made, with room for so many bytes more. NULL: no memory. */
+static struct nsn_batch *batch_with_room(struct nsn_session *s, uint32_t length)
+{
+    uint32_t used = s->batch ? s->batch->length : (uint32_t)sizeof(struct nsn_interest);
+    if (s->batch && used + length <= s->batch->capacity)
+        return s->batch;
+    uint32_t capacity = 2 * used + length; /* mostly one change, and up to thousands */
+    struct nsn_batch *batch = realloc(s->batch, sizeof *batch + capacity);
+    if (!batch)
+        return NULL;
+    if (!s->batch)
+        *batch = (struct nsn_batch){.length = used};
+    batch->capacity = capacity;
+    s->batch = batch;
+    return batch;
+}
+
 int nsn_interest_queue(struct nsn_session *s, uint8_t op, uint32_t sid, const char *pattern, size_t pattern_length,
                        const char *queue, size_t queue_length)
 {
     uint32_t length = (uint32_t)((sizeof(struct nsn_interest_change) + pattern_length + queue_length + 7) & ~7ull);
     if (s->batch && s->batch->length + length > NSN_PACKET_MAX)
         nsn_interest_flush(s);
-    if (!s->batch) {
-        s->batch = calloc(1, sizeof *s->batch + NSN_PACKET_MAX);
-        if (!s->batch)
-            return nsn_fail(s, -ENOMEM, "no memory for a change of interest");
-        s->batch->length = sizeof(struct nsn_interest);
-    }
-    struct nsn_batch *batch = s->batch;
+    struct nsn_batch *batch = batch_with_room(s, length);
+    if (!batch)
+        return nsn_fail(s, -ENOMEM, "no memory for a change of interest");
     struct nsn_interest_change change = {.op = op, .pattern_length = (uint16_t)pattern_length,
                                          .queue_length = (uint16_t)queue_length, .sid = sid};
     uint8_t *at = batch->bytes + batch->length;
+    memset(at + length - 8, 0, 8); /* what lies between changes */
     memcpy(at, &change, sizeof change);
     memcpy(at + sizeof change, pattern, pattern_length);
     memcpy(at + sizeof change + pattern_length, queue, queue_length);

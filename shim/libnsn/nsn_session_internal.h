@@ -106,8 +106,8 @@ struct nsn_outgoing {
 struct nsn_batch {
     struct nsn_batch *next;
     uint64_t sequence;
-    uint32_t count, length;
-    uint8_t bytes[];                  /* struct nsn_interest and its changes */
+    uint32_t count, length, capacity; /* of bytes */
+    uint8_t bytes[] __attribute__((aligned(8))); /* struct nsn_interest and its changes */
 };
 
 struct nsn_large {

@@ -1,0 +1,54 @@
+"""The hot path in C (shim/fast)."""
+
+from asyncio import Future
+from collections.abc import Callable, Coroutine
+from collections.abc import Iterator as AnyIterator
+from typing import Any, Generic, TypeVar, final
+
+T = TypeVar("T")
+
+@final
+class Ring(Generic[T]):
+    def append(self, item: T, /) -> None: ...
+    def popleft(self) -> T: ...
+    def clear(self) -> None: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> AnyIterator[T]: ...
+
+@final
+class Connection:
+    max_payload: int
+    waiting: int
+    trimming: bool
+    pedantic: bool
+    last_pass: float
+    def __init__(self, client: object, session: int, message_type: type, plain_class: type, plain: bool) -> None: ...
+    def publish(
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
+    ) -> Coroutine[Any, Any, None]: ...
+    def post(self, subject: str, payload: bytes, reply: str | None, /) -> bool: ...
+    def receive(self, spin_ns: int, /) -> int: ...
+    def close(self) -> None: ...
+
+class Message: ...
+
+class Queue:
+    @property
+    def _queue(self) -> Ring[Any]: ...
+    _maxsize: int
+    _getters: list[Future[None]]
+    _joiners: list[Future[None]]
+
+class Subscription:
+    _received: int
+    _max_msgs: int
+    _pending_size: int
+    _pending_bytes_limit: int
+    _pending_queue: Any
+    _jsi: Any
+    _sink: Callable[[Any], None] | None
+    _fast: Connection | None
+    def _next_quickly(self, timeout: float | None = 1.0) -> Coroutine[Any, Any, Any]: ...
+
+class Iterator:
+    _sub: Any

@@ -25,7 +25,7 @@ from insane_nats.shim.errors import SessionError
 from insane_nats.shim.pump import PASS_DUE, SPACE_POLL_S
 from insane_nats.shim.session import Session
 from insane_nats.shim.subjects import RESERVED_REPLIES, RESERVED_SUBJECTS, check, first_plain, is_literal
-from insane_nats.shim.subscription import SPINS, Subscription, _expire, one_pass
+from insane_nats.shim.subscription import SPINS, Subscription, one_pass
 
 YIELD_S = 0.002  # publish() lets the event loop go round at least this often,
 YIELD_BYTES = 2 << 20  # and once in so many bytes
@@ -303,7 +303,6 @@ class Client(Attaching):
             if self._forked:
                 raise self._closed_error()
             return await super().request(subject, payload, timeout, old_style, headers)
-        self._bytes_of(subject)
         msg = await self._request_new_style(subject, payload, timeout=timeout, headers=headers)
         if msg.headers and msg.headers.get(nats_headers.STATUS) == NO_RESPONDERS_STATUS:
             raise errors.NoRespondersError
@@ -330,17 +329,16 @@ class Client(Attaching):
                 await self._spin_for(answer, timeout)
             if answer.done():
                 return answer.result()
-            timer = None if timeout is None else loop.call_later(timeout, _expire, answer)
             pump = self._pump
+            if pump is None:
+                raise self._closed_error()
+            if timeout is not None:
+                pump.deadlines.add(answer, timeout)
+            pump.begin_wait()
             try:
-                if pump is not None:
-                    pump.begin_wait()
                 return await answer
             finally:
-                if timer is not None:
-                    timer.cancel()
-                if pump is not None:
-                    pump.end_wait()
+                pump.end_wait()
         finally:
             self._resp_map.pop(token, None)
 

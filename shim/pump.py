@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nats.aio.msg import Msg
 
 from insane_nats.shim import headers
+from insane_nats.shim.deadlines import Deadlines
 from insane_nats.shim.native import ffi, lib
 from insane_nats.shim.session import DETACHED, Session
 from insane_nats.shim.spin import Spin
@@ -61,6 +62,7 @@ class Pump:
         self, client: Connection, session: Session, fast: FastConnection, loop: asyncio.AbstractEventLoop, spin: Spin
     ) -> None:
         self.spin = spin
+        self.deadlines = Deadlines(loop)
         self.waiters = 0  # who waits for a message in the event loop: for nobody it is not worth to spin
         self._trim_timer: asyncio.TimerHandle | None = None
         self.space_waiters: collections.deque[asyncio.Future[None]] = collections.deque()

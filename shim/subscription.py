@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Generator
 from time import monotonic
 from types import coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nats import errors
 from nats.aio.msg import Msg
@@ -18,6 +18,7 @@ from nats.aio.subscription import (
 )
 from nats.aio.subscription import Subscription as NatsSubscription
 
+from insane_nats.shim.deadlines import expire
 from insane_nats.shim.native import fast
 from insane_nats.shim.pump import PASS_DUE
 
@@ -113,11 +114,6 @@ class PendingQueue(fast.Queue, asyncio.Queue[Msg]):
                 self._getters.remove(getter)
             except ValueError:
                 return  # it has been skipped already
-
-
-def _expire(waiter: asyncio.Future[Any]) -> None:
-    if not waiter.done():
-        waiter.set_exception(errors.TimeoutError())
 
 
 class Subscription(fast.Subscription, NatsSubscription):
@@ -244,7 +240,7 @@ class Subscription(fast.Subscription, NatsSubscription):
                 queue._getters.append(waiter)
             first = True  # when somebody else took the message
             self._pending_next_msgs_calls[waiter] = waiter
-            timer = None if deadline is None else loop.call_at(deadline, _expire, waiter)
+            timer = None if deadline is None else loop.call_at(deadline, expire, waiter)
             pump = conn._pump
             try:
                 if pump is not None:

@@ -6,12 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("insane_nats", "nsnd", "benchmarks", "examples", "compat_tests", "tests", "tools")
-C_FOLDERS = ("shim/libnsn", "tests/c", "tests/fuzz", "benchmarks/c", "examples/insane")
-C_FLAGS = ("-std=gnu11", "-D_GNU_SOURCE=", "-O2", "-Wall", "-Wextra", "-Werror", "-I", "shim/libnsn", "-I", "tests/c")
+C_FOLDERS = ("shim/libnsn", "shim/fast", "tests/c", "tests/fuzz", "benchmarks/c", "examples/insane")
+C_FLAGS = ("-std=gnu11", "-D_GNU_SOURCE=", "-O2", "-Wall", "-Wextra", "-Werror", "-I", "shim/libnsn", "-I", "tests/c",
+           "-isystem", sysconfig.get_path("include"), "-DPy_LIMITED_API=0x030B0000")
 
 
 def run(title: str, command: list[str]) -> bool:

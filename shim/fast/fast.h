@@ -47,8 +47,8 @@ static inline bool fast_is(PyObject *object, PyTypeObject *type, PyTypeObject **
         return true;
     if (!PyType_IsSubtype(its, type))
         return false;
-    PyTypeObject *before = *seen;
-    Py_INCREF(its);
+    PyObject *before = (PyObject *)*seen;
+    Py_INCREF((PyObject *)its);
     *seen = its;
     Py_XDECREF(before);
     return true;

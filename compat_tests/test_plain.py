@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nats.errors
+import nkeys
 import pytest
 
+from compat_tests import jwts
 from compat_tests.backend import Backend, free_port, payloads, sync, until
 from compat_tests.test_options import Calls, restart
 
@@ -171,6 +173,39 @@ async def test_wrong_credentials(new_plain: PlainServers, options: dict[str, Any
         await backend.nats.connect(backend.url, allow_reconnect=False, **calls.options, **options)
     assert "Authorization Violation" in str(raised.value)
     assert [str(error) for error in calls.errors] == [str(raised.value)]
+
+
+@covers("plain/keys")
+@pytest.mark.parametrize("way", ["file", "text", "wrong"])
+async def test_nkeys(new_plain: PlainServers, tmp_path: Path, way: str) -> None:
+    seed = jwts.new_seed(nkeys.PREFIX_BYTE_USER)
+    backend = new_plain(more=f"authorization {{ users: [ {{ nkey: {jwts.public(seed)} }} ] }}", jetstream=False)
+    file = tmp_path / "user.nk"
+    file.write_bytes(seed)
+    if way == "wrong":
+        other = jwts.new_seed(nkeys.PREFIX_BYTE_USER).decode()
+        with pytest.raises(nats.errors.Error, match="Authorization Violation"):
+            await backend.nats.connect(backend.url, nkeys_seed_str=other, allow_reconnect=False, error_cb=Calls().error)
+        return
+    options = {"nkeys_seed": str(file)} if way == "file" else {"nkeys_seed_str": seed.decode()}
+    nc = await backend.connect(**options, **Calls().options)
+    await works(nc, "a")
+    await restart(backend, nc)
+    await works(nc, "a")
+
+
+@covers("plain/keys")
+@pytest.mark.parametrize("way", ["file", "text"])
+async def test_jwt(new_plain: PlainServers, tmp_path: Path, way: str) -> None:
+    operator = jwts.make_operator()
+    backend = new_plain(more=operator.configuration, jetstream=False)
+    file = tmp_path / "user.creds"
+    file.write_text(operator.credentials)
+    credentials = file if way == "file" else backend.nats.aio.client.RawCredentials(operator.credentials)
+    nc = await backend.connect(user_credentials=credentials, **Calls().options)
+    await works(nc, "a")
+    await restart(backend, nc)
+    await works(nc, "a")
 
 
 @covers("plain/permissions")

@@ -33,6 +33,12 @@ def test_the_tested_version_is_imported_without_a_word(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("imported\n", "")
 
 
+def test_without_its_metadata_it_is_asked_itself(tmp_path: Path) -> None:
+    missing = "def version(name): raise metadata.PackageNotFoundError(name)"
+    done = imports(f"from importlib import metadata\n{missing}\nmetadata.version = version", tmp_path)
+    assert (done.stdout, done.stderr) == ("imported\n", "")
+
+
 def test_another_version_that_has_everything_is_named(tmp_path: Path) -> None:
     done = imports("from importlib import metadata; metadata.version = lambda name: '2.17.3'", tmp_path)
     assert done.stdout == "imported\n"

@@ -345,6 +345,7 @@ class Attaching(Connection):
         self._handle = session.handle
         self._loop = loop
         self._fast = fast.Connection(self, session.address, Msg, NatsMsg, self._builds_plainly and not self._roundabout)
+        session.lends_by(self._fast.lender)
         self._pump = Pump(self, session, self._fast, loop, Spin(self._qos.consumption))
 
     async def _reattach(self, found: Probe, deadline: float) -> None:

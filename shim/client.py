@@ -7,7 +7,7 @@ import asyncio
 import errno
 from collections.abc import Awaitable, Callable
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nats import errors
 from nats.aio.client import DEFAULT_FLUSH_TIMEOUT, NO_RESPONDERS_STATUS, _validate_queue, _validate_subject
@@ -21,11 +21,15 @@ from insane_nats.shim import headers as nats_headers
 from insane_nats.shim import jetstream, native
 from insane_nats.shim.attach import Attaching
 from insane_nats.shim.connection import World
-from insane_nats.shim.errors import SessionError
+from insane_nats.shim.errors import SessionError, ZeroCopyError
 from insane_nats.shim.pump import PASS_DUE, SPACE_POLL_S
 from insane_nats.shim.session import Session
-from insane_nats.shim.subjects import RESERVED_REPLIES, RESERVED_SUBJECTS, check, first_plain, is_literal
+from insane_nats.shim.subjects import check, first_plain, is_literal, reserved
 from insane_nats.shim.subscription import SPINS, Subscription, one_pass
+
+if TYPE_CHECKING:
+    from insane_nats._fast import Block
+    from insane_nats._fast import Connection as FastConnection
 
 YIELD_S = 0.002  # publish() lets the event loop go round at least this often,
 YIELD_BYTES = 2 << 20  # and once in so many bytes
@@ -72,11 +76,8 @@ class Client(Attaching):
             return
         raw = self._bytes_of(subject)
         raw_reply = self._bytes_of(reply) if reply else b""
-        if subject.startswith(RESERVED_SUBJECTS):
-            self._refuse(payload, f'publish to "{subject}"')
-            return
-        if reply and reply.startswith(RESERVED_REPLIES):
-            self._refuse(payload, f'publish with reply of "{reply}"')
+        if words := reserved(subject, reply):
+            self._refuse(len(payload), words)
             return
         if self._status != 1:
             self._check_publishing()
@@ -99,7 +100,9 @@ class Client(Attaching):
                 raise self._closed_error()
         reached = -errno.EAGAIN if pump.space_waiters else self._publish_now(raw, raw_reply, block, payload)
         if reached < 0:
-            reached = await self._publish_when_possible(reached, raw, raw_reply, block, payload)
+            reached = await self._publish_when_possible(
+                reached, lambda: self._publish_now(raw, raw_reply, block, payload)
+            )
         await self._published(reached, subject, reply, size)
 
     def _publish_slowly(
@@ -111,7 +114,7 @@ class Client(Attaching):
     async def _publish_rest(self, number: int, subject: str, payload: bytes, reply: str | None) -> None:
         """As _publish_slowly, after libnsn has not taken it at once and said that number."""
         raw, raw_reply = self._bytes_of(subject), self._bytes_of(reply) if reply else b""
-        reached = await self._publish_when_possible(number, raw, raw_reply, b"", payload)
+        reached = await self._publish_when_possible(number, lambda: self._publish_now(raw, raw_reply, b"", payload))
         await self._published(reached, subject, reply or "", len(payload))
 
     async def _published(self, reached: int, subject: str, reply: str, size: int) -> None:
@@ -145,14 +148,14 @@ class Client(Attaching):
             raise errors.BadSubjectError
         return raw
 
-    def _refuse(self, payload: bytes, what: str) -> None:
+    def _refuse(self, size: int, what: str) -> None:
         """A publish that only a server may make: it is dropped, and error_cb told, as by a server."""
         if self._status != 1:
             self._check_publishing()
-        if len(payload) > self._max_payload:
+        if size > self._max_payload:
             raise errors.MaxPayloadError
         self.stats["out_msgs"] += 1
-        self.stats["out_bytes"] += len(payload)
+        self.stats["out_bytes"] += size
         self._violation(what)
 
     def _check_publishing(self) -> None:
@@ -161,13 +164,13 @@ class Client(Attaching):
         if self.is_draining_pubs:
             raise errors.ConnectionDrainingError
 
-    async def _publish_when_possible(self, number: int, raw: bytes, reply: bytes, block: bytes, payload: bytes) -> int:
+    async def _publish_when_possible(self, number: int, publish: Callable[[], int]) -> int:
         """What libnsn did not take at once: waits until this connection's own interest is known, or for room."""
         if number == -errno.EALREADY:
             await self._settle_first()
-            number = self._publish_now(raw, reply, block, payload)
+            number = publish()
         if number == -errno.EAGAIN:
-            number = await self._publish_in_turn(raw, reply, block, payload)
+            number = await self._publish_in_turn(publish)
         if number < 0:
             raise self._publish_error(number)
         return number
@@ -183,7 +186,7 @@ class Client(Attaching):
                 return
         await self._settle()
 
-    async def _publish_in_turn(self, raw: bytes, reply: bytes, block: bytes, payload: bytes) -> int:
+    async def _publish_in_turn(self, publish: Callable[[], int]) -> int:
         """Waits for room, first come first served, while the pump goes on. Past the write deadline the subscribers that have
         none are given up as slow consumers, and the message goes to the others."""
         pump = self._pump
@@ -199,10 +202,10 @@ class Client(Attaching):
         try:
             while True:
                 if pump.space_waiters[0] is waiter and not first:
-                    number = self._publish_now(raw, reply, block, payload)
+                    number = publish()
                     if number == -errno.EAGAIN and loop.time() >= deadline:
                         self._gave_up += lib.nsn_publish_give_up(self._handle)
-                        number = self._publish_now(raw, reply, block, payload)
+                        number = publish()
                     if number != -errno.EAGAIN:
                         return number
                 first = False
@@ -249,6 +252,55 @@ class Client(Attaching):
             assert self._pump is not None
             self._pump.deliver_status(sub, reply, nats_headers.no_responders(subject))
 
+    # --- zero copy ----------------------------------------------------------------------------------------------------
+
+    def borrow(self, size: int) -> Block:
+        """Memory of the fabric for the payload of one message, to be written in place and given to emit(). Its contents are
+        undefined at first. It supports the buffer protocol (memoryview, numpy.frombuffer), and goes back by emit(), release(),
+        or the end of a with block; one that is forgotten goes back when it is collected, with a ResourceWarning.
+
+        MaxPayloadError when that is more than a message may have; OutboundBufferLimitError when too much is borrowed or waits
+        for slow subscribers; ZeroCopyError on plain NATS.
+        """
+        fast = self._lender()
+        if not 0 <= size <= self._max_payload:
+            raise errors.MaxPayloadError if size > 0 else ValueError(f"a buffer cannot have {size} bytes")
+        block = fast.borrow(size)
+        if isinstance(block, int):
+            raise errors.OutboundBufferLimitError if block == -errno.EAGAIN else self._publish_error(block)
+        return block
+
+    async def emit(self, subject: str, buffer: Block, reply: str = "", *, length: int | None = None) -> None:
+        """Publishes a buffer that was borrowed from this connection, without copying it, with its first `length` bytes as the
+        payload (None: all). The buffer cannot be used afterwards, unless this raises.
+
+        Waits as publish() does. BufferError while a slice or an array views the buffer; ValueError when it was released or
+        emitted, or is another connection's.
+        """
+        fast = self._lender()
+        raw, raw_reply = self._bytes_of(subject), self._bytes_of(reply) if reply else b""
+        self._check_publishing()
+        pump = self._pump
+        assert pump is not None
+        size = len(buffer) if length is None else length
+        if words := reserved(subject, reply):
+            buffer.release()
+            self._refuse(size, words)
+            return
+        if self._removed:
+            await self._settle_first()
+        reached = -errno.EAGAIN if pump.space_waiters else fast.emit(raw, raw_reply, buffer, size)
+        if reached < 0:
+            reached = await self._publish_when_possible(reached, lambda: fast.emit(raw, raw_reply, buffer, size))
+        await self._published(reached, subject, reply, size)
+
+    def _lender(self) -> FastConnection:
+        if self._fast is None or self._pump is None:
+            if self.is_closed or self._forked:
+                raise self._closed_error()
+            raise ZeroCopyError
+        return self._fast
+
     # --- subscribe ----------------------------------------------------------------------------------------------------
 
     async def subscribe(
@@ -260,11 +312,19 @@ class Client(Attaching):
         max_msgs: int = 0,
         pending_msgs_limit: int = DEFAULT_SUB_PENDING_MSGS_LIMIT,
         pending_bytes_limit: int = DEFAULT_SUB_PENDING_BYTES_LIMIT,
+        *,
+        zero_copy: bool = False,
     ) -> NatsSubscription:
-        """As nats-py's. When it returns, every publish on this host that begins later reaches the subscription."""
+        """As nats-py's. When it returns, every publish on this host that begins later reaches the subscription.
+
+        zero_copy: the payload of a message is a memoryview, of large ones over the memory that the publisher wrote, without a
+        copy. It ends when the callback returns, or by msg.release(). ZeroCopyError on plain NATS.
+        """
         if self._pump is None:
             if self._forked:
                 raise self._closed_error()
+            if zero_copy and not self.is_closed:
+                raise ZeroCopyError
             return await super().subscribe(subject, queue, cb, future, max_msgs, pending_msgs_limit, pending_bytes_limit)
         if self._skip_subject_validation:
             if not subject:
@@ -278,6 +338,7 @@ class Client(Attaching):
             raise errors.ConnectionDrainingError
         self._sid += 1
         sub = Subscription(self, self._sid, subject, queue, cb, future, max_msgs, pending_msgs_limit, pending_bytes_limit)
+        sub._zero_copy = zero_copy
         sub._start(self._error_cb)
         self._subs[sub._id] = sub
         try:

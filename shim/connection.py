@@ -323,10 +323,14 @@ class Connection(NatsClient):
                 for waiter in list(sub._pending_next_msgs_calls.values()):
                     waiter.cancel()
                 sub._pending_next_msgs_calls.clear()
+            if self._fast is not None and self._fast.lender.lent:  # the session stays until that is back
+                lib.nsn_unsubscribe(self._handle, sub._id, 0)
         self._subs.clear()
 
     def _detach_all(self) -> None:
         pump, session = self._pump, self._session
+        if pump is not None:
+            pump.send()
         self._let_go()
         if pump is not None:
             pump.stop()

@@ -56,6 +56,16 @@ class SessionSlowConsumerError(errors.SlowConsumerError):
         )
 
 
+class ZeroCopyError(errors.Error):
+    """Memory of the fabric was asked for, on a connection that is plain NATS."""
+
+    def __str__(self) -> str:
+        return (
+            "nats: zero copy needs the shared-memory fabric, and this connection is plain NATS: use publish() and subscribe() "
+            "without zero_copy where nc.is_insane is false"
+        )
+
+
 class SubscriptionRefusedError(errors.Error):
     """nsnd did not accept a subscription."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 from nats.aio.msg import Msg as NatsMsg
@@ -23,6 +24,28 @@ class Msg(fast.Message, NatsMsg):
         client: Any = self._client
         if not client or not self.reply or self.headers is not None or not client._post(self.reply, data, None):
             await super().respond(data)
+
+    def release(self) -> None:
+        """Gives the memory of a zero_copy message back: its data cannot be used any more. BufferError while a slice or an array
+        views it; then it goes back with the last of these. With other messages, and the second time, this does nothing."""
+        view: Any = self.data
+        if type(view) is not memoryview:
+            return
+        try:
+            lender = view.obj
+        except ValueError:
+            return  # it was released before
+        if isinstance(lender, fast.Loan):
+            lender.meant = True
+        view.release()
+
+    def end(self) -> None:
+        """As release(), behind the handler of a zero_copy subscription."""
+        try:
+            self.release()
+        except BufferError:
+            text = f"a message to {self.subject!r} is still viewed behind its handler: its memory goes back with the last view"
+            warnings.warn(text, ResourceWarning, stacklevel=2)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, NatsMsg):

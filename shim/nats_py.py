@@ -13,6 +13,7 @@ from typing import Any
 _logger = logging.getLogger("insane_nats")
 
 TESTED = (2, 16)  # minor version; pyproject.toml asks for the same
+UNKNOWN = "of an unknown version"
 WAY_OUT = "pip install 'nats-py>=2.16,<2.17'"
 
 # Without these nothing can be imported.
@@ -102,7 +103,7 @@ def check() -> None:
             "nats-py %s is not what insane_nats was tested with (2.16): %s. If anything fails: %s",
             version, "; ".join(found), WAY_OUT,
         )  # fmt: skip
-    elif version_of(version) != TESTED:
+    elif version_of(version) != TESTED and version != UNKNOWN:
         _logger.warning(
             "nats-py %s is installed, and insane_nats was tested with 2.16. It has what is relied on; if anything fails: %s",
             version, WAY_OUT,
@@ -110,11 +111,11 @@ def check() -> None:
 
 
 def installed() -> str:
-    """Its version; what it says itself where it lies without its metadata."""
+    """Its version, where it lies with its metadata."""
     try:
         return metadata.version("nats-py")
     except metadata.PackageNotFoundError:
-        return str(getattr(importlib.import_module("nats.aio.client"), "__version__", "of an unknown version"))
+        return UNKNOWN
 
 
 def version_of(text: str) -> tuple[int, ...]:

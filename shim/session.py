@@ -6,10 +6,13 @@ import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insane_nats.shim.errors import SessionError
 from insane_nats.shim.native import ffi, lib
+
+if TYPE_CHECKING:
+    from insane_nats._fast import Lender
 
 ERROR_SIZE = 512  # bytes, as libnsn keeps
 NAME_MAX = 127  # bytes of UTF-8
@@ -63,7 +66,8 @@ class Session:
             raise SessionError(ffi.errno, _text(error))
         self.handle: Any = handle
         self.when_inherited: Callable[[], None] | None = None
-        self._finalizer = weakref.finalize(self, lib.nsn_session_close, handle)
+        self._lenders: list[Lender] = []
+        self._finalizer = weakref.finalize(self, _finish, handle, self._lenders)
         _open.add(self)
 
     @property
@@ -108,8 +112,17 @@ class Session:
         if result < 0:
             raise SessionError(-result, self.error())
 
+    def lends_by(self, lender: Lender) -> None:
+        """Memory is lent by it: the session may not be closed before that is back."""
+        self._lenders.append(lender)
+
     def close(self) -> None:
+        """Now, or when the last view of what was lent is gone."""
         self.handle = None
+        for lender in self._lenders:
+            if lender.lent:
+                lender.when_returned = self._finalizer
+                return
         self._finalizer()
 
     def _inherited(self) -> None:
@@ -119,6 +132,12 @@ class Session:
             self.handle = None
             if self.when_inherited is not None:
                 self.when_inherited()
+
+
+def _finish(handle: Any, lenders: list[Lender]) -> None:
+    """When this process ends while memory is lent, its views must stay good to the last: the kernel takes all of it back."""
+    if not any(lender.lent for lender in lenders):
+        lib.nsn_session_close(handle)
 
 
 def _text(words: Any) -> str:

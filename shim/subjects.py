@@ -19,6 +19,15 @@ RESERVED_REPLIES = ("_R_.", "_GR_.", "$GR.", "$JS.ACK.")
 RESERVED_QUEUE = "_sys_"
 
 
+def reserved(subject: str, reply: str) -> str:
+    """What only a server may do of publishing to the subject with that reply, in a server's words; nothing if there is none."""
+    if subject.startswith(RESERVED_SUBJECTS):
+        return f'publish to "{subject}"'
+    if reply and reply.startswith(RESERVED_REPLIES):
+        return f'publish with reply of "{reply}"'
+    return ""
+
+
 def check(subject: str) -> None:
     """As nats-py before a publish: BadSubjectError for an empty subject or one with white space."""
     if not subject or " " in subject or "\t" in subject or "\r" in subject or "\n" in subject:

@@ -333,6 +333,8 @@ class Subscription(fast.Subscription, NatsSubscription):
                     await callback(msg)
                 except Exception as error:
                     await _report(error_cb, error)
+                if self._zero_copy:
+                    msg.end()
             if monotonic() - started > CALLBACK_TURN_S:
                 await one_pass()
                 started = monotonic()

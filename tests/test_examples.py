@@ -56,3 +56,10 @@ def test_they_import_no_other_messaging_library(name: str) -> None:
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     packages = {name.partition(".")[0] for name in imported}
     assert packages - set(sys.stdlib_module_names) == {"nats"}
+
+
+def test_zero_copy_example(nsnd: Server) -> None:
+    command = [sys.executable, "-W", "error::ResourceWarning", str(EXAMPLES / "zero_copy" / "frames.py"), "1"]
+    lines = run(command, nsnd.url)
+    assert lines[0].startswith("20 frames of 1 MiB in ")
+    assert lines[1] == "brightness 0 to 19"

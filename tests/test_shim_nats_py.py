@@ -33,7 +33,7 @@ def test_the_tested_version_is_imported_without_a_word(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("imported\n", "")
 
 
-def test_without_its_metadata_it_is_asked_itself(tmp_path: Path) -> None:
+def test_without_its_metadata_its_version_is_not_judged(tmp_path: Path) -> None:
     missing = "def version(name): raise metadata.PackageNotFoundError(name)"
     done = imports(f"from importlib import metadata\n{missing}\nmetadata.version = version", tmp_path)
     assert (done.stdout, done.stderr) == ("imported\n", "")

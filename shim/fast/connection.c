@@ -234,6 +234,29 @@ static int deliver_to(struct delivery *d, const struct parts *parts, PyObject *d
     return result;
 }
 
+static bool is_lent(const struct delivery *d)
+{
+    const struct fast_subscription *subscription = d->subscription;
+    return subscription && subscription->zero_copy && d->plain && (!subscription->jsi || subscription->jsi == Py_None);
+}
+
+/* The payload as the subscription gets it. *held: a large message is to be given back afterwards. */
+static PyObject *data_for(struct delivery *d, const struct parts *parts, bool *held)
+{
+    size_t length = parts->record->payload_length;
+    bool lent = is_lent(d);
+    if (lent && *held) {
+        *held = false;
+        return fast_lend(d->connection, parts->record->large, parts->payload, length);
+    }
+    PyObject *bytes = bytes_of(parts->payload, length);
+    if (!lent || !bytes)
+        return bytes;
+    PyObject *view = PyMemoryView_FromObject(bytes);
+    Py_DECREF(bytes);
+    return view;
+}
+
 static int deliver(struct delivery *d, const struct nsn_message *record)
 {
     if (find_subscription(d, record->sid))
@@ -241,9 +264,9 @@ static int deliver(struct delivery *d, const struct nsn_message *record)
     const uint8_t *at = d->connection->blob + record->offset;
     struct parts parts = {.record = record, .subject = at, .reply = at + record->subject_length};
     parts.headers = parts.reply + record->reply_length;
-    bool large = record->flags & NSN_MESSAGE_LARGE;
+    bool held = record->flags & NSN_MESSAGE_LARGE;
     int result = 0;
-    if (large) {
+    if (held) {
         parts.headers = nsn_large(d->connection->session, record->large);
         if (!parts.headers) {
             PyErr_SetString(PyExc_SystemError, "a large message is not where it should be");
@@ -252,11 +275,11 @@ static int deliver(struct delivery *d, const struct nsn_message *record)
     }
     parts.payload = parts.headers + record->header_length;
     if (d->object) {
-        PyObject *data = bytes_of(parts.payload, record->payload_length);
+        PyObject *data = data_for(d, &parts, &held);
         result = data ? deliver_to(d, &parts, data) : -1;
         Py_XDECREF(data);
     }
-    if (large && d->connection->session)
+    if (held && d->connection->session)
         nsn_large_release(d->connection->session, record->large);
     if (record->flags & NSN_MESSAGE_LAST) {
         forget_subscription(d);
@@ -359,7 +382,8 @@ static PyObject *new_connection(PyTypeObject *type, PyObject *arguments, PyObjec
     connection->messages = PyMem_Malloc(BATCH * sizeof *connection->messages);
     connection->blob = PyMem_Malloc(BLOB_SIZE);
     connection->attributes = PyObject_GetAttrString(client, "__dict__");
-    if (!connection->messages || !connection->blob || !connection->attributes) {
+    connection->lender = fast_lender_new((struct nsn_session *)(uintptr_t)session);
+    if (!connection->messages || !connection->blob || !connection->attributes || !connection->lender) {
         if (!PyErr_Occurred())
             PyErr_NoMemory();
         Py_DECREF(connection);
@@ -392,6 +416,7 @@ static int traverse_connection(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(connection->attributes);
     Py_VISIT(connection->message_type);
     Py_VISIT(connection->plain_class);
+    Py_VISIT(connection->lender);
     return 0;
 }
 
@@ -401,6 +426,7 @@ static void dealloc_connection(PyObject *self)
     struct fast_connection *connection = (struct fast_connection *)self;
     PyObject_GC_UnTrack(self);
     clear_connection(self);
+    Py_XDECREF((PyObject *)connection->lender);
     PyMem_Free(connection->last_bytes);
     PyMem_Free(connection->messages);
     PyMem_Free(connection->blob);
@@ -412,6 +438,7 @@ static PyMemberDef members[] = {
     {"max_payload", T_LONGLONG, offsetof(struct fast_connection, max_payload), 0, "Bytes; above, publish() goes the slow way."},
     {"waiting", T_INT, offsetof(struct fast_connection, waiting), 0, "Publishers that wait for room, which is first come first served."},
     {"trimming", T_BOOL, offsetof(struct fast_connection, trimming), 0, "A timer is set that gives idle memory back."},
+    {"lender", T_OBJECT, offsetof(struct fast_connection, lender), READONLY, "What is in the program's hands."},
     {"pedantic", T_BOOL, offsetof(struct fast_connection, pedantic), 0, "Subjects are looked at once more, by Python."},
     {"last_pass", T_DOUBLE, offsetof(struct fast_connection, last_pass), 0, "Monotonic seconds: when the loop last went round."},
     {NULL, 0, 0, 0, NULL},
@@ -423,10 +450,15 @@ static PyMethodDef methods[] = {
      "room, up to the write deadline."},
     {"post", (PyCFunction)(void (*)(void))fast_post, METH_FASTCALL,
      "post($self, subject, payload, reply, /)\n--\n\nPublishes at once. False when nothing was done: publish() knows more ways."},
+    {"borrow", fast_borrow, METH_O,
+     "borrow($self, size, /)\n--\n\nA Block of so many bytes, or a negative errno."},
+    {"emit", (PyCFunction)(void (*)(void))fast_emit, METH_FASTCALL,
+     "emit($self, subject, reply, block, length, /)\n--\n\nGives the block away with a message. How many subscriptions it went to, "
+     "or a negative errno: then the block is still the caller's."},
     {"receive", receive, METH_O,
      "receive($self, spin_ns, /)\n--\n\nTakes a batch and gives it to the subscriptions. Returns the number of messages, or a "
      "negative errno. When there are none it spins that long for some."},
-    {"close", close_connection, METH_NOARGS, "close($self, /)\n--\n\nBefore the session is closed: lets go of everything."},
+    {"close", close_connection, METH_NOARGS, "close($self, /)\n--\n\nBefore the session is closed: lets go of everything but what is lent."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -5,6 +5,7 @@
  *   call.c          what `await` sees of a call that mostly needs no event loop
  *   connection.c    one connection's session; takes messages and gives them to subscriptions
  *   publish.c       connection.publish()
+ *   lend.c          memory of the fabric that the program reads or writes in place
  *   subscription.c  what delivery knows of a subscription; next_msg() and iteration
  *
  * All of it is called with the GIL, which guards what it keeps. Whatever is not the plain case goes to a method in Python that
@@ -27,7 +28,7 @@
 /* --- types, made once by the module ------------------------------------------------------------------------------- */
 
 extern PyTypeObject *fast_ring_type, *fast_message_type, *fast_call_type, *fast_connection_type, *fast_queue_type,
-    *fast_subscription_type, *fast_iterator_type;
+    *fast_subscription_type, *fast_iterator_type, *fast_loan_type, *fast_block_type, *fast_lender_type;
 
 /* Names of attributes and methods, interned. */
 #define FAST_NAMES(X)                                                                                                          \
@@ -61,6 +62,7 @@ int fast_add_message(PyObject *module);
 int fast_add_call(PyObject *module);
 int fast_add_connection(PyObject *module);
 int fast_add_subscription(PyObject *module);
+int fast_add_lend(PyObject *module);
 /* A type made from the spec, under its name in the module; NULL with an exception. */
 PyTypeObject *fast_add_type(PyObject *module, PyType_Spec *spec);
 
@@ -123,6 +125,7 @@ enum fast_step fast_delegate(struct fast_call *call, PyObject *owner, PyObject *
 struct fast_connection {
     PyObject_HEAD
     struct nsn_session *session; /* NULL: closed */
+    struct fast_lender *lender;
     PyObject *client;            /* NULL: closed */
     PyObject *attributes;        /* client.__dict__ */
     PyObject *message_type;      /* a subclass of struct fast_message's type and of nats-py's Msg */
@@ -150,6 +153,22 @@ int fast_count(PyObject *stats, PyObject *name, long long more);
 PyObject *fast_publish(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
 PyObject *fast_post(PyObject *self, PyObject *const *arguments, Py_ssize_t count);
 
+/* --- lend.c ------------------------------------------------------------------------------------------------------- */
+
+/* A session's memory in the program's hands. It outlives the connection, which it knows nothing of. */
+struct fast_lender {
+    PyObject_HEAD
+    struct nsn_session *session;
+    Py_ssize_t lent;         /* loans and blocks that are not back */
+    PyObject *when_returned; /* called when the last of them is back, or NULL */
+};
+struct fast_lender *fast_lender_new(struct nsn_session *session);
+
+/* A read-only memoryview of a large message where it lies, which holds it from now on. NULL: it was given back. */
+PyObject *fast_lend(struct fast_connection *connection, uint32_t large, const uint8_t *data, size_t size);
+PyObject *fast_borrow(PyObject *self, PyObject *size);
+PyObject *fast_emit(PyObject *self, PyObject *const *arguments, Py_ssize_t count);
+
 /* --- subscription.c ----------------------------------------------------------------------------------------------- */
 
 struct fast_queue {
@@ -165,6 +184,7 @@ struct fast_subscription {
     PyObject *queue;      /* a struct fast_queue, unless somebody has put in another */
     PyObject *connection; /* a struct fast_connection, or NULL */
     PyObject *jsi, *sink; /* None, or what messages go to instead */
+    char zero_copy;       /* payloads are lent, not copied */
 };
 /* The subscription's queue, NULL when it is not one of ours (no exception). */
 struct fast_queue *fast_queue_of(const struct fast_subscription *subscription);

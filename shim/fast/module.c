@@ -30,7 +30,7 @@ static int intern_names(void)
 }
 
 static int (*const adders[])(PyObject *) = {fast_add_ring, fast_add_message, fast_add_call, fast_add_connection,
-                                            fast_add_subscription};
+                                            fast_add_subscription, fast_add_lend};
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,

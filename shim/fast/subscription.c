@@ -234,6 +234,7 @@ static PyMemberDef subscription_members[] = {
     {"_pending_queue", T_OBJECT, offsetof(struct fast_subscription, queue), 0, "What is queued."},
     {"_jsi", T_OBJECT, offsetof(struct fast_subscription, jsi), 0, "What JetStream knows of it, or None."},
     {"_sink", T_OBJECT, offsetof(struct fast_subscription, sink), 0, "What messages are given to instead, or None."},
+    {"_zero_copy", T_BOOL, offsetof(struct fast_subscription, zero_copy), 0, "Payloads are views, large ones of the fabric."},
     {NULL, 0, 0, 0, NULL},
 };
 

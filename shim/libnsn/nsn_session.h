@@ -90,7 +90,7 @@ int nsn_publish_give_up(struct nsn_session *session);
 struct nsn_buffer_out { void *block; uint8_t *data; uint64_t capacity; };
 int nsn_buffer_take(struct nsn_session *session, uint64_t size, struct nsn_buffer_out *buffer);
 void nsn_buffer_drop(struct nsn_session *session, struct nsn_buffer_out *buffer);
-/* As nsn_publish, with `length` bytes of the buffer as payload. The buffer is consumed unless -EAGAIN is returned. */
+/* As nsn_publish, with `length` bytes of the buffer as payload. The buffer is consumed unless the result is negative. */
 int nsn_publish_buffer(struct nsn_session *session, const char *subject, size_t subject_length, const char *reply,
                        size_t reply_length, struct nsn_buffer_out *buffer, uint64_t length);
 

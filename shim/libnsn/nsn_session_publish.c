@@ -862,7 +862,7 @@ int nsn_publish_buffer(struct nsn_session *s, const char *subject, size_t subjec
                                   .reply_length = (uint16_t)reply_length, .payload = block->data, .payload_length = length,
                                   .block = block};
         result = publish(s, &parts);
-        if (result != -EAGAIN) {
+        if (result >= 0) {
             nsn_block_drop(s->pool, block, nsn_now_ns());
             *buffer = (struct nsn_buffer_out){0};
         }

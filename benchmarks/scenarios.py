@@ -12,6 +12,7 @@ class Scenario:
 
     options: of the active program's task, shared with the answering ones. qos: the query of our URL; theirs has none.
     plain: both sides talk to the nats-server, ours over plain NATS.
+    ours_alone: there is nothing of theirs to compare with; rows have `against`.
     """
 
     active: str
@@ -20,6 +21,7 @@ class Scenario:
     qos: str = ""
     quick: dict[str, Any] = field(default_factory=dict)
     plain: bool = False
+    ours_alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class Row:
     against: str = ""
 
 
+# Few distinct payloads when they are large: a program that publishes large messages has them in the processor's cache.
+LARGE: dict[str, Any] = {"period": 16}
+
+
 def round_trips(count: int, warm_up: int, qos: str = "", beside: tuple[str, ...] = (), **options: Any) -> Scenario:
     quick = {"count": max(2, count // 10)}
     return Scenario("ping", ("pong", *beside), {"count": count, "warm_up": warm_up, **options}, qos, quick)
@@ -55,16 +61,18 @@ def bursts(number: int, burst: int, subscribers: int = 1, **options: Any) -> Sce
 def publishing(*beside: str, **options: Any) -> Scenario:
     burst = 25_000
     return Scenario("publisher", ("sink", *beside), {"count": 8 * burst, "burst": burst, "warm_up": 1, **options},
-                    quick={"count": burst})
+                    quick={"count": burst}, ours_alone=bool(beside))
+
+
+def in_place(size: int, ours_alone: bool = False) -> Scenario:
+    return Scenario("write_in_place", ("read_in_place",), {"count": 500, "warm_up": 50, "size": size, **LARGE},
+                    quick={"count": 20, "warm_up": 2}, ours_alone=ours_alone)
 
 
 def requests(count: int, qos: str = "", **options: Any) -> Scenario:
     quick = {"count": count // 10}
     return Scenario("requester", ("responder",), {"count": count, "warm_up": 320, **options}, qos, quick)
 
-
-# Few distinct payloads when they are large: a program that publishes large messages has them in the processor's cache.
-LARGE: dict[str, Any] = {"period": 16}
 
 SCENARIOS: dict[str, Scenario] = {
     "rtt-64": round_trips(5000, 500),
@@ -83,6 +91,8 @@ SCENARIOS: dict[str, Scenario] = {
     "subjects-300k": bursts(6, 50_000, distinct_subjects=True),
     "publish-64": publishing(),
     "publish-64-churn": publishing("churn", churn=1000),
+    "in-place-1m": in_place(1 << 20),
+    "in-place-16m": in_place(16 << 20, ours_alone=True),
     "requests": requests(4000),
     "requests-poll": requests(4000, qos="consumption=poll"),
     "requests-64": requests(16_000, in_flight=64),
@@ -113,6 +123,8 @@ ROWS: tuple[Row, ...] = (
     Row("publish-64", "publish, 64 B", "publish-64", "received_s", "msg/s", 2.5, higher=True),
     Row("publish-64-churn", "publish under churn, ours : ours", "publish-64-churn", "received_s", "msg/s", 0.8, higher=True,
         against="publish-64"),
+    Row("in-place-1m", "written and read in place, 1 MiB", "in-place-1m", "p50_us", "µs", 10, p99=True),
+    Row("in-place-16m", "16 MiB in place : 1 MiB in place", "in-place-16m", "p50_us", "µs", 0.5, against="in-place-1m"),
     Row("requests", "requests, two programs", "requests", "received_s", "1/s", 20, higher=True),
     Row("requests-poll", "requests, consumption=poll", "requests-poll", "received_s", "1/s", 30, higher=True),
     Row("requests-64", "requests, 64 in flight", "requests-64", "received_s", "1/s", 5, higher=True),

@@ -145,6 +145,52 @@ class Worker:
         await client.close()
         return {"times_ns": times, "lost": wrong}
 
+    # --- round trips of what is large and not copied, where the library can do that --------------------------------------
+    async def read_in_place(self) -> Result:
+        client = await self.connect()
+        lends = hasattr(client, "borrow")
+        frames = await client.subscribe("bench.frame", **({"zero_copy": True} if lends else {}))
+        await client.flush()
+
+        async def read() -> None:
+            while True:
+                message = await frames.next_msg(timeout=None)
+                seen = bytes(message.data[-1:])
+                if lends:
+                    message.release()
+                await client.publish("bench.seen", seen)
+
+        reading = asyncio.ensure_future(read())
+        result = await self.answer(lambda: {})
+        reading.cancel()
+        await asyncio.wait([reading])
+        await client.close()
+        return result
+
+    async def write_in_place(self) -> Result:
+        client = await self.connect()
+        seen = await client.subscribe("bench.seen")
+        await client.flush()
+        lends = hasattr(client, "borrow")
+        frames = [] if lends else payloads(self.task)
+        await self.go()
+        times: list[int] = []
+        wrong = 0
+        for number in range(-self.task.warm_up, self.task.count):
+            last = number % self.task.period
+            begin = time.perf_counter_ns()
+            if lends:
+                buffer = client.borrow(self.task.size)
+                buffer.data[-1] = last
+                await client.emit("bench.frame", buffer)
+            else:
+                await client.publish("bench.frame", frames[last])
+            wrong += (await seen.next_msg(timeout=TIMEOUT_S)).data != bytes([last])
+            if number >= 0:
+                times.append(time.perf_counter_ns() - begin)
+        await client.close()
+        return {"times_ns": times, "lost": wrong}
+
     # --- one way: bursts -----------------------------------------------------------------------------------------------
     async def sink(self) -> Result:
         client = await self.connect()
@@ -381,6 +427,8 @@ ROLES: dict[str, Callable[[Worker], Awaitable[Result]]] = {
     "responder": Worker.responder,
     "requester": Worker.requester,
     "requests_on_one_loop": Worker.requests_on_one_loop,
+    "read_in_place": Worker.read_in_place,
+    "write_in_place": Worker.write_in_place,
     "publisher": Worker.publisher,
     "churn": Worker.churn,
     "memory": Worker.memory,

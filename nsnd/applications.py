@@ -8,29 +8,36 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nsnd.connections import Connection
-from nsnd.fabric import Fabric, FabricError
+from nsnd.fabric import Fabric, FabricError, Slot
 from nsnd.logs import Log
 from nsnd.loop import Loop
 from nsnd.processes import Process, Processes
-from nsnd.protocol import Hello, ProtocolError
+from nsnd.protocol import Hello, ProtocolError, fitting
 from nsnd.sessions import Descriptors, Session
 
 RETRY_S = 1.0
+OTHERS_SESSIONS_MAX = 128  # of one user that is not nsnd's
+OTHERS_SUBSCRIPTIONS_MAX = 16384  # the same
 ABANDONED_AFTER_S = 2.0  # sessions without a connection are looked at after this long, then less and less often
 ABANDONED_EVERY_S = 60.0
 
 
 class Application:
-    """`changed` is called when a session came or went."""
+    """`changed` is called when a session came or went. `shared`: users besides nsnd's own may be let in."""
 
     def __init__(self, application_id: int, directory: Path, loop: Loop, processes: Processes, descriptors: Descriptors,
-                 log: Log, changed: Callable[[Application], None]) -> None:
+                 log: Log, changed: Callable[[Application], None], *, shared: bool = False) -> None:
         try:
             directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise FabricError(error.errno, f"{directory} cannot be made: {error.strerror}") from error
         self.application_id = application_id
         self.fabric = Fabric(directory)
+        try:
+            self.share(shared)
+        except FabricError:
+            self.fabric.close()
+            raise
         self._loop = loop
         self._processes = processes
         self._descriptors = descriptors
@@ -49,6 +56,13 @@ class Application:
     def __len__(self) -> int:
         return len(self._by_slot)
 
+    def share(self, shared: bool) -> None:
+        """Lets other users in, or not. Who is in already stays."""
+        try:
+            self.fabric.share(shared)
+        except OSError as error:
+            raise FabricError(error.errno, f"{self.fabric.directory}: its mode cannot be changed: {error.strerror}") from error
+
     def close(self) -> None:
         """Lets go of the files; the sessions go on without a node."""
         self._closed = True
@@ -62,14 +76,15 @@ class Application:
         """Sessions that an earlier node left: those whose process lives are waited for, the others are gone."""
         for slot in self.fabric.living():
             process = self._processes.find(slot.pid, slot.start_time)
-            session = Session(self.application_id, slot.slot, slot.generation, slot.identity,
-                              process or Process(slot.pid, slot.start_time, -1), self._descriptors,
-                              acknowledged=slot.acknowledged, carried_over=True)
+            session = Session(self.application_id, slot, process or Process(slot.pid, slot.start_time, -1), self._descriptors,
+                              carried_over=True)
             session.name = self.fabric.name(slot.slot)
             self._enter(session)
         for session in self.sessions:
             if session.process.pidfd < 0:
                 self.end(session, "its process is gone")
+            elif not self.fabric.has_place(session.slot):
+                self.end(session, "its place is gone")
         if self._by_slot:
             self.look_for_abandoned()
 
@@ -96,7 +111,7 @@ class Application:
     def attach(self, connection: Connection, process: Process, hello: Hello) -> tuple[Session, bool]:
         """The session of this HELLO, and whether it is the one it was before. FabricError when there is no place."""
         session = self._by_identity.get(hello.identity)
-        if session is not None and session.process is not process:
+        if session is not None and (session.process is not process or session.uid != connection.uid):
             raise ProtocolError(errno.EEXIST, f"this identity belongs to a session of pid {session.process.pid}: "
                                               f"each session needs one of its own")
         if session is not None:
@@ -106,7 +121,7 @@ class Application:
                 self.end(session, "it started over")
         reattached = session is not None and not session.ended
         if session is None or session.ended:
-            session = self._claim(process, hello)
+            session = self._claim(process, connection.uid, hello)
         session.name = hello.name
         session.attach(connection)
         return session, reattached
@@ -117,11 +132,21 @@ class Application:
         old.drain()
         old.hang_up()
 
-    def _claim(self, process: Process, hello: Hello) -> Session:
-        slot = self.fabric.claim(hello.identity, process.pid, process.start_time, os.getuid())
-        session = Session(self.application_id, slot.slot, slot.generation, hello.identity, process, self._descriptors)
+    def _claim(self, process: Process, uid: int, hello: Hello) -> Session:
+        if uid == os.getuid():
+            slot = self.fabric.claim(hello.identity, process.pid, process.start_time, uid)
+        else:
+            slot = self._claim_other(process, uid, hello)
+        session = Session(self.application_id, slot, process, self._descriptors)
         self._enter(session)
         return session
+
+    def _claim_other(self, process: Process, uid: int, hello: Hello) -> Slot:
+        """Another user gets no more than its share of what all need."""
+        if sum(session.uid == uid for session in self._by_slot.values()) >= OTHERS_SESSIONS_MAX:
+            raise ProtocolError(errno.EDQUOT, f"uid {uid} has {OTHERS_SESSIONS_MAX} sessions of this application ID already, "
+                                              f"and users other than the node's have no more: end some of them")
+        return self.fabric.claim_other(hello.identity, process.pid, process.start_time, uid, hello.segment)
 
     def _enter(self, session: Session) -> None:
         self._by_slot[session.slot] = session
@@ -163,13 +188,16 @@ class Application:
                             error=error.strerror)
             self._loop.call_later(RETRY_S, lambda: self._remove(session))
             return
-        self.fabric.bell(session.slot).unlink(missing_ok=True)
+        if not session.other:
+            self.fabric.bell(session.slot).unlink(missing_ok=True)
         self.fabric.free(session.slot)
 
     def _tell_peers(self, session: Session) -> None:
         peers = session.peers
         if session.carried_over:
             peers = peers | {other for other in self._by_slot.values() if other.carried_over}
+        if session.other:
+            peers = peers | set(self._by_slot.values())  # all have its place
         for peer in peers:
             peer.peers.discard(session)
             peer.consumers.discard(session)
@@ -187,9 +215,21 @@ class Application:
 
     def serve(self, session: Session, fd: int) -> bool:
         """The short way for changes of interest that lie in a session's socket; True when there were any."""
+        if session.other:
+            return False  # what it wants is counted
         settled = session.settled
         session.settled = self.fabric.serve(session.slot, session.generation, settled, fd)
         return session.settled != settled
+
+    def _apply(self, session: Session, batch: memoryview, count: int) -> tuple[int, int]:
+        """(0, 0), or (negative errno, index of the change that failed). Another user gets its share of the log."""
+        if not session.other:
+            return self.fabric.apply(session.slot, session.generation, batch, count)
+        used = sum(self.fabric.session_subscriptions(one.slot, one.generation) for one in self._by_slot.values()
+                   if one.uid == session.uid)
+        length, fit = fitting(batch, count, OTHERS_SUBSCRIPTIONS_MAX - used)
+        result, failed = self.fabric.apply(session.slot, session.generation, batch[:length], fit)
+        return (result, failed) if result or fit == count else (-errno.EDQUOT, fit)
 
     def interest(self, session: Session, sequence: int, count: int, batch: memoryview) -> tuple[int, int]:
         """Applies a batch and acknowledges it. (0, 0), or (negative errno, index of the change that failed)."""
@@ -197,7 +237,7 @@ class Application:
             return 0, 0
         if sequence != session.settled + 1:
             raise ProtocolError(errno.EPROTO, f"interest number {sequence} came after {session.settled}")
-        result, failed = self.fabric.apply(session.slot, session.generation, batch, count)
+        result, failed = self._apply(session, batch, count)
         if result == -errno.EBADMSG:
             raise ProtocolError(errno.EPROTO, f"interest number {sequence} is malformed")
         session.settled = sequence

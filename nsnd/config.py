@@ -13,6 +13,8 @@ DEFAULT_PORT = 4222
 DEFAULT_ADDR = "127.0.0.1"
 MAX_PAYLOAD_DEFAULT = 1 << 20
 MAX_PAYLOAD_LIMIT = 64 << 20
+USERS_MAX = 64
+NO_USER = (1 << 32) - 1  # what chown(2) takes for "leave it"
 ENVIRONMENT = "INSANE_NSND_CONFIG"
 SYSTEM_FILE = Path("/etc/insane/nsnd.cfg")
 
@@ -22,13 +24,15 @@ class ConfigError(Exception):
 
 
 class Config(NamedTuple):
-    """What nsnd.cfg says. `port` and `addr`: where the node listens from its start. `max_payload`: bytes."""
+    """What nsnd.cfg says. `port` and `addr`: where the node listens from its start. `max_payload`: bytes. `users`: whose
+    programs may use the node, by user ID, besides those of its own user."""
 
     path: str | None = None
     port: int = DEFAULT_PORT
     addr: str = DEFAULT_ADDR
     max_payload: int = MAX_PAYLOAD_DEFAULT
     log_level: str = "info"
+    users: frozenset[int] = frozenset()
     peers: Mapping[str, Mapping[str, object]] = MappingProxyType({})
     plugins: Mapping[str, Mapping[str, object]] = MappingProxyType({})
     warnings: tuple[str, ...] = ()
@@ -100,7 +104,23 @@ class Address(NamedTuple):
         return True
 
 
-Key = Number | Choice | Text | Address
+class Users(NamedTuple):
+    """A key that takes a list of users, by name or by number."""
+
+    unused: str = ""
+    allowed: str = f'a list of at most {USERS_MAX} user names in quotes and user IDs, such as ["alice", 1001]'
+
+    def accepts(self, value: object) -> bool:
+        return isinstance(value, list) and len(value) <= USERS_MAX and all(_is_user(user) for user in value)
+
+
+def _is_user(value: object) -> bool:
+    if isinstance(value, str):
+        return 0 < len(value) < 256 and "\0" not in value
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < NO_USER
+
+
+Key = Number | Choice | Text | Address | Users
 
 GROWS = "memory is taken as it is needed, within each session's budget"
 BURSTS = "no network plugin is in use yet"
@@ -118,6 +138,7 @@ GLOBAL: Mapping[str, Key] = {
     "max_tx_burst": Number(1, 1 << 16, BURSTS),
     "max_rx_burst": Number(1, 1 << 16, BURSTS),
 }
+ACCESS: Mapping[str, Key] = {"users": Users()}
 REST_KEYS: Mapping[str, Key] = {"port": Number(1, 65535, REST), "host": Text(REST)}
 APP: Mapping[str, Key] = {"l4_port": Number(1, 65535), "log_level": Choice(LOG_LEVELS)}
 GROUPS = {"peers": "other hosts are not reached yet", "plugins": "no network plugin is in use yet"}
@@ -150,8 +171,9 @@ def load_config(path: Path | None) -> Config:
         return Config()
     document = _read(path)
     warnings: list[str] = []
-    _check_sections(path, document, ("global", "rest", *GROUPS))
+    _check_sections(path, document, ("global", "access", "rest", *GROUPS))
     values = _section(path, document, "global", GLOBAL, warnings)
+    access = _section(path, document, "access", ACCESS, warnings)
     _section(path, document, "rest", REST_KEYS, warnings)
     groups = {name: _group(path, document, name, warnings) for name in GROUPS}
     return Config(
@@ -160,10 +182,26 @@ def load_config(path: Path | None) -> Config:
         addr=str(values.get("addr", DEFAULT_ADDR)),
         max_payload=int(values.get("max_payload", MAX_PAYLOAD_DEFAULT)),
         log_level=str(values.get("log_level", "info")),
+        users=_user_ids(path, access.get("users", [])),
         peers=groups["peers"],
         plugins=groups["plugins"],
         warnings=tuple(warnings),
     )
+
+
+def _user_ids(path: Path, users: list[str | int]) -> frozenset[int]:
+    if not users:
+        return frozenset()
+    from pwd import getpwnam  # not needed by most nodes
+
+    ids = set()
+    for user in users:
+        try:
+            ids.add(getpwnam(user).pw_uid if isinstance(user, str) else user)
+        except (KeyError, ValueError) as error:
+            raise ConfigError(f"{path}: access.users: there is no user {user!r} on this host; allowed are names of users that "
+                              f"there are, and user IDs") from error
+    return frozenset(ids)
 
 
 def load_app_config(path: Path) -> AppConfig:

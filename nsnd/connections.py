@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import socket
@@ -204,6 +205,22 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
     return fds.tolist()
+
+
+def is_memory(fd: int) -> bool:
+    """Whether it is a memory file, which is closed in no time. A socket that lingers, or a file of FUSE, may take for ever."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True
+
+
+def close_elsewhere(fds: list[int]) -> None:
+    """Closes what may take for ever in a thread of its own."""
+    from threading import Thread  # not on the way to a quick start
+
+    Thread(target=_close_all, args=(fds,), daemon=True).start()
 
 
 def _close_all(fds: list[int]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nsnd import __version__
-from nsnd.connections import Connection, receive_buffer
+from nsnd.connections import Connection, close_elsewhere, is_memory, receive_buffer
 from nsnd.fabric import FabricError
 from nsnd.processes import Process
 from nsnd.protocol import (
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 ACCEPT_BURST = 64
 ACCEPT_RETRY_S = 0.1
 STRANGERS_MAX = 1024  # connections that have said no HELLO, or half of what sessions may hand over; above, the oldest is closed
+STRANGE_MAX = 32  # threads that close what cannot be closed, of one user
+OTHERS_MAX = 512  # connections of one user that is not nsnd's
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 _TRUNCATED = int(socket.MSG_TRUNC)  # as plain numbers: an enum's operators cost more than a packet
@@ -66,8 +68,11 @@ class Control:
         self.path = path
         self._buffer = receive_buffer()
         self._strangers: dict[Connection, None] = {}
+        self._others: dict[int, int] = {}  # connections of each user that is not nsnd's
         self._attached: set[Connection] = set()
+        self._strange: dict[int, int] = {}  # how often each of them handed over a descriptor of another kind
         self._listener = _listen(path)
+        self.share(bool(node.config.users))
         self._loop.add(self._listener.fileno(), select.EPOLLIN, self._accept)
         # type -> what deals with it, bytes of the packet, whether it may be longer, descriptors, whether only in a session
         self._handlers: dict[int, tuple[Handler, int, bool, int, bool]] = {
@@ -81,6 +86,13 @@ class Control:
             PacketType.STATUS: (self._status, PACKET.size, False, 0, False),
             PacketType.OPEN: (self._open, OPEN.size, False, 0, False),
         }
+
+    def share(self, shared: bool) -> None:
+        """Lets other users connect, or not: who may stay is looked at then."""
+        try:
+            self.path.chmod(0o666 if shared else 0o600)
+        except OSError as error:
+            raise ControlError(f"control socket {self.path}: its mode cannot be changed: {error.strerror}") from error
 
     # --- connections ------------------------------------------------------------------------------------------------
 
@@ -101,7 +113,15 @@ class Control:
             connection = Connection(self._loop, sock, self, self._buffer)
             self._strangers[connection] = None
             if connection.uid != os.getuid():
+                self._others[connection.uid] = self._others.get(connection.uid, 0) + 1
+            if connection.uid not in (os.getuid(), *self._node.config.users):
                 self._refuse_user(connection)
+            elif self._strange.get(connection.uid, 0) > STRANGE_MAX:
+                self._refuse(connection, errno.EACCES, f"programs of uid {connection.uid} have handed over descriptors that "
+                             f"are no memory files: this node (pid {os.getpid()}) does not serve them until it is started anew")
+            elif self._others.get(connection.uid, 0) > OTHERS_MAX:
+                self._refuse(connection, errno.EDQUOT, f"uid {connection.uid} has {OTHERS_MAX} connections to this node (pid "
+                             f"{os.getpid()}) already, and another user than the node's has no more: end some programs")
             elif sock.fileno() >= self._node.descriptors.most * 3 // 2:
                 self._refuse_full(connection)
             elif len(self._strangers) > min(STRANGERS_MAX, self._node.descriptors.most // 2):
@@ -119,8 +139,11 @@ class Control:
 
     def _refuse_user(self, connection: Connection) -> None:
         own = os.getuid()
-        self._refuse(connection, errno.EACCES, f"this node (pid {os.getpid()}) serves uid {own} alone, and you are uid "
-                     f"{connection.uid}: run the program as uid {own}, or a node of your own on another port")
+        served = ", ".join(map(str, sorted(self._node.config.users)))
+        whom = f"uid {own} and those that its nsnd.cfg names ({served})" if served else f"uid {own} alone"
+        self._refuse(connection, errno.EACCES, f"this node (pid {os.getpid()}) serves {whom}, and you are uid "
+                     f"{connection.uid}: run the program as uid {own}, or have the node's nsnd.cfg name you ([access] users = "
+                     f"[{connection.uid}]), or run a node of your own on another port")
 
     def _refuse_full(self, connection: Connection) -> None:
         """While the last quarter of the descriptors is left to those who are there: without any, nsnd could serve nobody."""
@@ -128,6 +151,10 @@ class Control:
                      f"more sessions: end some programs, or start it anew with a higher limit (ulimit -Hn)")
 
     def _drop(self, connection: Connection) -> None:
+        if connection.uid in self._others and not connection.closed:
+            self._others[connection.uid] -= 1
+            if not self._others[connection.uid]:
+                del self._others[connection.uid]
         self._strangers.pop(connection, None)
         self._attached.discard(connection)
         connection.close()
@@ -179,6 +206,8 @@ class Control:
     def received(self, connection: Connection, packet: memoryview, fds: list[int], flags: int) -> None:
         """Checks the packet as a whole. Handlers take descriptors out of `fds`; what is left there is closed."""
         try:
+            if fds and connection.uid != os.getuid():
+                self._check_descriptors(connection, fds)
             handler = self._check(connection, packet, fds, flags)
             if handler is not None:
                 handler(connection, packet, fds)
@@ -187,6 +216,15 @@ class Control:
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _check_descriptors(self, connection: Connection, fds: list[int]) -> None:
+        """Another user could stop the node, or a session, by a descriptor that cannot be closed."""
+        strange = [fd for fd in fds if not is_memory(fd)]
+        if strange:
+            fds[:] = [fd for fd in fds if fd not in strange]
+            close_elsewhere(strange)
+            self._strange[connection.uid] = self._strange.get(connection.uid, 0) + 1
+            raise ProtocolError(errno.EPROTO, "a descriptor came that is no memory file")
 
     def _check(self, connection: Connection, packet: memoryview, fds: list[int], flags: int) -> Handler | None:
         if flags & _TRUNCATED:
@@ -266,7 +304,7 @@ class Control:
             connection.interest_done(session.settled)
 
     def _link(self, connection: Connection, packet: memoryview, fds: list[int]) -> None:
-        _, _, _, slot, generation, link_id = LINK.unpack(packet)
+        _, _, _, slot, generation, link_id, _, _ = LINK.unpack(packet)
         session = self._producer(connection)
         consumer = self._consumer(session, slot, generation)
         if consumer is not None:
@@ -276,6 +314,8 @@ class Control:
         _, _, _, slot, generation, number, _, size = SEGMENT.unpack(packet)
         session = self._producer(connection)
         consumer = self._consumer(session, slot, generation)
+        if consumer is not None and consumer.uid != session.uid:
+            raise ProtocolError(errno.EPERM, f"a session of uid {session.uid} hands memory over to one of uid {consumer.uid}")
         if consumer is not None:
             consumer.segment(session, number, size, fds.pop())
 

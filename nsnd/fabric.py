@@ -16,6 +16,7 @@ COUNTERS = tuple(name for name, _ in ffi.typeof("struct nsn_counters").fields)
 SERVE_MAX = 256  # packets of one session before the others have their turn
 # A session that subscribes one by one has its next packet ready within this time; with one processor it cannot.
 SERVE_SPIN_NS = 30_000 if (os.cpu_count() or 1) > 1 else 0
+DIRECTORY_CLOSED, DIRECTORY_SHARED = 0o700, 0o755  # sessions look which generation of the log there is
 _ERROR_SIZE = 256
 
 
@@ -33,6 +34,7 @@ class Slot(NamedTuple):
     pid: int
     start_time: int
     uid: int
+    other: bool  # its user is not nsnd's
 
 
 class Fabric:
@@ -72,7 +74,7 @@ class Fabric:
     def slot(self, index: int) -> Slot:
         entry = self._view.slot[index]
         return Slot(index, entry.alive, (entry.identity[0], entry.identity[1]), entry.acknowledged, entry.pid, entry.start_time,
-                    entry.uid)
+                    entry.uid, bool(entry.other))
 
     def claim(self, identity: tuple[int, int], pid: int, start_time: int, uid: int) -> Slot:
         """A slot for a new session; FabricError ENOSPC when all are taken."""
@@ -86,6 +88,22 @@ class Fabric:
             raise FabricError(-result, f"no place for a session: {os.strerror(-result)}")
         return self.slot(result)
 
+    def claim_other(self, identity: tuple[int, int], pid: int, start_time: int, uid: int, segment: int) -> Slot:
+        """The same for a session of another user, whose place is in a shared memory segment of its own."""
+        generation = ffi.new("uint32_t *")
+        error = ffi.new("char[]", _ERROR_SIZE)
+        result = lib.nsn_slots_claim_other(self._slots, identity, pid, start_time, uid, segment, generation, error, _ERROR_SIZE)
+        self._check(result, error)
+        return self.slot(result)
+
+    def share(self, shared: bool) -> None:
+        """Lets other users in to read, or not."""
+        os.chmod(self.directory, DIRECTORY_SHARED if shared else DIRECTORY_CLOSED)
+
+    def has_place(self, slot: int) -> bool:
+        """False for a session of another user whose segment has gone with it."""
+        return bool(lib.nsn_slots_place(self._slots, slot) != ffi.NULL)
+
     def find(self, identity: tuple[int, int]) -> Slot | None:
         """The living session of this identity."""
         result = lib.nsn_slots_find(self._slots, identity)
@@ -96,22 +114,26 @@ class Fabric:
 
     def name(self, slot: int) -> str:
         """As the session itself wrote it into its page."""
-        return text_field(ffi.buffer(lib.nsn_slots_place(self._slots, slot).page.name)[:])
+        return text_field(ffi.buffer(lib.nsn_slots_place(self._slots, slot).page.name)[:]) if self.has_place(slot) else ""
 
     def counters(self, slot: int) -> dict[str, int]:
         """struct nsn_counters of the session's page."""
+        if not self.has_place(slot):
+            return dict.fromkeys(COUNTERS, 0)
         counters = lib.nsn_slots_place(self._slots, slot).page.counters
         return {name: getattr(counters, name) for name in COUNTERS}
 
     def bell(self, slot: int) -> Path:
-        """The doorbell of the session in this slot."""
+        """The doorbell of the session in this slot, if its user is nsnd's."""
         return Path(self.directory, f"bell.{slot}")
 
     def bell_is_bound(self, slot: int) -> bool:
         """Whether somebody listens for its doorbell: a session that was closed while there was no node does not."""
+        there = self.slot(slot)
+        name = "\0insane_nats/" + "".join(f"{half:016x}" for half in there.identity) if there.other else str(self.bell(slot))
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as ringer:
             try:
-                ringer.connect(str(self.bell(slot)))
+                ringer.connect(name)
             except (ConnectionRefusedError, FileNotFoundError):
                 return False
         return True

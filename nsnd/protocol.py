@@ -11,6 +11,7 @@ VERSION_MIN = 1
 VERSION_MAX = 1
 PACKET_MAX = 32768
 NO_SLOT = 0xFFFFFFFF
+INTEREST_ADD = 1
 
 
 class PacketType(IntEnum):
@@ -35,13 +36,13 @@ class PacketType(IntEnum):
 
 
 PACKET = struct.Struct("<IHH")
-HELLO = struct.Struct("<IHHIIQQIIQ128s")
+HELLO = struct.Struct("<IHHIIQQIIQ128siI")
 WELCOME = struct.Struct("<IHHIIQQQII256s32s")
 REFUSED = struct.Struct("<IHHiI496s")
 INTEREST = struct.Struct("<IHHQII")
 INTEREST_CHANGE = struct.Struct("<BBHHHII")
 INTEREST_DONE = struct.Struct("<IHHQiI")
-LINK = struct.Struct("<IHHIIQ")
+LINK = struct.Struct("<IHHIIQII")
 SEGMENT = struct.Struct("<IHHIIIIQ")
 PEER_GONE = struct.Struct("<IHHII")
 PING = struct.Struct("<IHHQ")
@@ -70,6 +71,7 @@ class Hello(NamedTuple):
     generation: int
     acknowledged: int
     name: str
+    segment: int = -1
 
 
 class Welcome(NamedTuple):
@@ -105,14 +107,31 @@ def text_bytes(text: str, size: int) -> bytes:
 def unpack_hello(raw: bytes | memoryview) -> Hello:
     """From a whole packet. A later version's HELLO may be longer, this version's is the front of it."""
     fields = HELLO.unpack_from(raw)
-    _, _, version, application_id, version_min, identity0, identity1, slot, generation, acknowledged, name = fields
-    return Hello(version, application_id, version_min, (identity0, identity1), slot, generation, acknowledged, text_field(name))
+    _, _, version, application_id, version_min, identity0, identity1, slot, generation, acknowledged, name, segment, _ = fields
+    return Hello(version, application_id, version_min, (identity0, identity1), slot, generation, acknowledged,
+                 text_field(name), segment)
+
+
+def fitting(batch: memoryview, count: int, room: int) -> tuple[int, int]:
+    """How much of a batch of changes of interest comes before the subscription that is one more than `room`: (bytes, changes).
+    All of a batch that is malformed."""
+    at = 0
+    for index in range(count):
+        if len(batch) - at < INTEREST_CHANGE.size:
+            break
+        op, _, pattern_length, queue_length, _, _, _ = INTEREST_CHANGE.unpack_from(batch, at)
+        if op == INTEREST_ADD:
+            if room <= 0:
+                return at, index
+            room -= 1
+        at += (INTEREST_CHANGE.size + pattern_length + queue_length + 7) & ~7
+    return len(batch), count
 
 
 def pack_hello(hello: Hello) -> bytes:
     """For clients in Python."""
     return HELLO.pack(MAGIC, PacketType.HELLO, hello.version_max, hello.application_id, hello.version_min, *hello.identity,
-                      hello.slot, hello.generation, hello.acknowledged, text_bytes(hello.name, 128))
+                      hello.slot, hello.generation, hello.acknowledged, text_bytes(hello.name, 128), hello.segment, 0)
 
 
 def pack_welcome(version: int, welcome: Welcome) -> bytes:

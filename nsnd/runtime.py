@@ -23,6 +23,7 @@ ENVIRONMENT = "INSANE_NATS_RUNTIME_DIR"
 BY_HAND = "hand"
 BY_AUTOSTART = "autostart"
 SOCKET_PATH_MAX = 107
+DIRECTORY_CLOSED, DIRECTORY_SHARED = 0o700, 0o711
 RECORD_SIZE = 16384
 
 
@@ -54,7 +55,10 @@ def boot_id() -> str:
 
 
 class RuntimeDirectory:
-    """A directory of mode 0700 that belongs to this user; made when it is not there."""
+    """A directory that belongs to this user and is closed to others; made when it is not there.
+
+    While a node is shared, others may pass through it (mode 0711), to the control socket and the files of application IDs.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -64,7 +68,7 @@ class RuntimeDirectory:
     def _check(self) -> None:
         try:
             with suppress(FileExistsError):
-                self.path.mkdir(mode=0o700, parents=True)
+                self.path.mkdir(mode=DIRECTORY_CLOSED, parents=True)
             status = self.path.lstat()
         except OSError as error:
             raise RuntimeDirectoryError(f"runtime directory {self.path} cannot be made: {error.strerror}; "
@@ -75,9 +79,17 @@ class RuntimeDirectory:
         if status.st_uid != os.getuid():
             raise RuntimeDirectoryError(f"runtime directory {self.path} belongs to uid {status.st_uid}, not to uid "
                                         f"{os.getuid()}; name another with --runtime-dir or ${ENVIRONMENT}")
-        if status.st_mode & 0o077:
+        if status.st_mode & 0o066:
             raise RuntimeDirectoryError(f"runtime directory {self.path} is open to other users (mode "
                                         f"{stat.S_IMODE(status.st_mode):04o}): chmod 700 {self.path}")
+
+    def share(self, shared: bool) -> None:
+        """Lets other users pass through, or not."""
+        self.path.chmod(DIRECTORY_SHARED if shared else DIRECTORY_CLOSED)
+
+    def closed_above(self) -> Path | None:
+        """A directory above that other users cannot pass through."""
+        return next((path for path in self.path.parents if not path.stat().st_mode & 0o001), None)
 
     @property
     def socket(self) -> Path:

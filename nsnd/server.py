@@ -16,7 +16,7 @@ from nsnd import __version__
 from nsnd.applications import Application
 from nsnd.arbiter import LOOPBACK, Arbiter
 from nsnd.config import Config, ConfigError
-from nsnd.control import Control
+from nsnd.control import Control, ControlError
 from nsnd.fabric import FabricError
 from nsnd.logs import Log
 from nsnd.loop import Loop, Timer
@@ -73,6 +73,7 @@ class Node:
         self.descriptors = Descriptors(_raise_descriptor_limit() // 2)
         socket = options.socket or runtime.socket
         self.record = runtime.become_node(os.urandom(16).hex(), options.started_by, config.path, socket, __version__)
+        self._share_directory()
         self.arbiter = Arbiter(self.loop, log, self._info, self._visited)
         try:
             self._take_over()
@@ -139,7 +140,7 @@ class Node:
 
     def _add(self, application_id: int) -> Application:
         application = Application(application_id, self.runtime.application(application_id), self.loop, self.processes,
-                                  self.descriptors, self.log, self._sessions_changed)
+                                  self.descriptors, self.log, self._sessions_changed, shared=bool(self.config.users))
         self.applications[application_id] = application
         return application
 
@@ -278,8 +279,30 @@ class Node:
                               file=getattr(config, key))
         self.config = config._replace(port=self.config.port, addr=self.config.addr)
         self.log.set_level(config.log_level)
+        self._share()
         self.log.info("configuration reread", config=config.path or "none", max_payload=config.max_payload,
                       log_level=config.log_level)
+
+    def _share_directory(self) -> None:
+        """Lets other users through to what they may use, or nobody."""
+        self.runtime.share(bool(self.config.users))
+        closed = self.runtime.closed_above() if self.config.users else None
+        if closed is not None:
+            self.log.warn("other users cannot reach this node: a directory above its own is closed to them", directory=closed)
+
+    def _share(self) -> None:
+        """After a change of who may use the node. Sessions of users that are not named any more end."""
+        try:
+            self._share_directory()
+            self.control.share(bool(self.config.users))
+            for application in self.applications.values():
+                application.share(bool(self.config.users))
+        except (ControlError, OSError) as error:
+            self.log.error("who may use this node cannot be changed", error=error)
+        for application in self.applications.values():
+            for session in application.sessions:
+                if session.other and session.uid not in self.config.users:
+                    application.end(session, "its user may not use this node any more")
 
     def _info(self, application_id: int, host: str, client_ip: str) -> dict[str, object]:
         node = self.record.node_id

@@ -10,10 +10,12 @@ from nsnd.protocol import LINK, MAGIC, PEER_GONE, SEGMENT, PacketType
 
 if TYPE_CHECKING:
     from nsnd.connections import Connection
+    from nsnd.fabric import Slot
     from nsnd.processes import Process
 
 UNDELIVERED_MAX = 4096  # descriptors of one producer that wait here; above, it is not read until some are taken
 UNDELIVERED_LIMIT = 4 * UNDELIVERED_MAX  # never more, also while its own TAKEN is waited for
+OTHERS_UNDELIVERED_MAX = 64  # the same of a session of another user
 NOTICES_MAX = 65536  # packets that wait for one session that is not there or does not read
 
 
@@ -53,20 +55,24 @@ class Descriptors:
 class Session:
     """Attached while it has a connection. It lives until its GOODBYE or the death of its process.
 
-    `carried_over`: it was there when this nsnd started, which does not know whom it is linked with.
+    `carried_over`: it was there when this nsnd started, which does not know whom it is linked with. `other`: its user is not
+    nsnd's.
     """
 
     __slots__ = ("_descriptors", "_handovers", "_in_flight", "application_id", "carried_over", "connection",
-                 "consumers", "ended", "generation", "identity", "name", "peers", "process", "settled", "slot", "undelivered")
+                 "consumers", "ended", "generation", "identity", "name", "other", "peers", "process", "settled", "slot", "uid",
+                 "undelivered")
 
-    def __init__(self, application_id: int, slot: int, generation: int, identity: tuple[int, int], process: Process,
-                 descriptors: Descriptors, *, acknowledged: int = 0, carried_over: bool = False) -> None:
+    def __init__(self, application_id: int, slot: Slot, process: Process, descriptors: Descriptors, *,
+                 carried_over: bool = False) -> None:
         self.application_id = application_id
-        self.slot = slot
-        self.generation = generation
-        self.identity = identity
+        self.slot = slot.slot
+        self.generation = slot.generation
+        self.identity = slot.identity
+        self.uid = slot.uid
+        self.other = slot.other
         self.process = process
-        self.settled = acknowledged
+        self.settled = slot.acknowledged
         self.carried_over = carried_over
         self.name = ""
         self.connection: Connection | None = None
@@ -82,7 +88,8 @@ class Session:
 
     def link(self, producer: Session, link_id: int, fd: int) -> None:
         """Takes the descriptor over."""
-        self._descriptor(producer, LINK.pack(MAGIC, PacketType.LINK, 1, producer.slot, producer.generation, link_id), fd)
+        self._descriptor(producer, LINK.pack(MAGIC, PacketType.LINK, 1, producer.slot, producer.generation, link_id,
+                                             producer.uid, 0), fd)
 
     def segment(self, producer: Session, number: int, size: int, fd: int) -> None:
         """Takes the descriptor over."""
@@ -162,6 +169,8 @@ class Session:
 
     def may_read(self) -> bool:
         """While it has too much under way to others it is not read, but for the TAKEN that others may wait for."""
+        if self.other and self.undelivered >= OTHERS_UNDELIVERED_MAX:
+            return False
         if self._in_flight is not None:
             return self.undelivered < UNDELIVERED_LIMIT
         if self.undelivered and self._descriptors.held >= self._descriptors.most:  # who has none of them is served on

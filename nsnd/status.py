@@ -52,6 +52,7 @@ def _application(application: Application) -> dict[str, object]:
                 "generation": session.generation,
                 "name": session.name,
                 "pid": session.process.pid,
+                "uid": session.uid,
                 "attached": session.connection is not None,
                 "counters": fabric.counters(session.slot),
                 "subscriptions": fabric.session_subscriptions(session.slot, session.generation),

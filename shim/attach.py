@@ -510,8 +510,9 @@ def _refusal(server: Srv, found: Probe, words: str) -> str:
     text = f"the insane_nats node at {_at(server)} (user {uid}, process {pid}) cannot be used: {words}"
     if uid != os.getuid():
         return (
-            f"{text}. This program runs as user {os.getuid()}: run it as the node's user, or use another port "
-            f"(nats://127.0.0.1:PORT), where a node of its own is started"
+            f"{text}. This program runs as user {os.getuid()}: run it as the node's user, or have the node's nsnd.cfg name "
+            f"this one ([access] users = [{os.getuid()}]), or use another port (nats://127.0.0.1:PORT), where a node of its "
+            f"own is started"
         )
     return f"{text}. If that nsnd is not in order, stop it (kill {pid}); the next connect starts another"
 

@@ -221,7 +221,7 @@ class RawSession:
     def link(self, to: RawSession, link_id: int, fd: int | None = None) -> None:
         """Hands a descriptor over to a session: the given one, or a memfd of its own."""
         own = os.memfd_create(f"link-{link_id}") if fd is None else fd
-        body = p.LINK.pack(p.MAGIC, p.PacketType.LINK, 1, to.slot, to.generation, link_id)
+        body = p.LINK.pack(p.MAGIC, p.PacketType.LINK, 1, to.slot, to.generation, link_id, 0, 0)
         self.send(p.PacketType.LINK, body[p.PACKET.size :], own)
         if fd is None:
             os.close(own)

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 
 def session(slot: int, **counters: int) -> dict[str, Any]:
     fields = {"slot": slot, "generation": 3, "name": f"program {slot}", "pid": 4000 + slot, "attached": slot != 2}
+    fields["uid"] = 1000 + slot
     return fields | {"subscriptions": slot + 1, "counters": counters}
 
 
@@ -126,7 +127,7 @@ def test_the_table_shows_sessions_and_totals(runtime: Path) -> None:
     assert lines[0] == "node 00ab: nsnd 0.1.0, pid 77, up 1:02:03, started by autostart, in /dev/shm/insane_nats-7"
     assert lines[2] == "application 4222, interest 18"
     rows = [line.split() for line in lines[4:]]
-    first = "0.3 4000 program 0 1 1 12,345 0 1.0 MiB 0 B 128.0 KiB 0 B 2 0"
+    first = "0.3 4000 1000 program 0 1 1 12,345 0 1.0 MiB 0 B 128.0 KiB 0 B 2 0"
     assert rows[0] == first.split()
     assert rows[2][:3] == ["2.3", "detached", "4002"]
     last = "total 3 sessions 6 1 12,345 12,000 1.0 MiB 1.5 KiB 128.0 KiB 10 B 7 1"

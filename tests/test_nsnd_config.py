@@ -125,3 +125,25 @@ def test_a_programs_own_file(tmp_path: Path) -> None:
     assert load_app_config(write(tmp_path, "", "nsn-app.cfg")).l4_port is None
     with pytest.raises(ConfigError, match=r"app\.l4_port: 0 is not allowed here; allowed is a whole number from 1 to 65535"):
         load_app_config(write(tmp_path, "[app]\nl4_port = 0\n", "nsn-app.cfg"))
+
+
+def test_users_are_taken_by_name_and_by_number(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, '[access]\nusers = ["root", 1001, 1001]\n'))
+    assert config.users == {0, 1001}
+    assert config.warnings == ()
+    for nobody in ("[access]\nusers = []\n", "[access]\n"):
+        assert load_config(write(tmp_path, nobody)).users == set()
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    ('users = "alice"', "access.users: 'alice' is not allowed here; allowed is a list of at most 64 user names"),
+    ("users = [true]", r"access.users: \[True\] is not allowed here"),
+    ("users = [-1]", r"access.users: \[-1\] is not allowed here"),
+    ("users = [4294967295]", "is not allowed here"),
+    ('users = [""]', "is not allowed here"),
+    ('users = ["no such user"]', "access.users: there is no user 'no such user' on this host"),
+    ("user = [1]", r"access.user: unknown key; allowed in \[access\] are users \(did you mean users\?\)"),
+])
+def test_users_that_cannot_be_are_refused_in_words(tmp_path: Path, line: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config(write(tmp_path, f"[access]\n{line}\n"))

@@ -237,7 +237,7 @@ def test_a_link_reaches_its_consumer_with_the_producers_place(shared_node: RawNo
     one.link(two, 5, fd)
     os.close(fd)
     packet = two.expect(p.PacketType.LINK)
-    assert p.LINK.unpack(packet.raw)[3:] == (one.slot, one.generation, 5)
+    assert p.LINK.unpack(packet.raw)[3:] == (one.slot, one.generation, 5, os.getuid(), 0)
     assert os.pread(packet.fds[0], 10, 0) == b"payload"
     os.close(packet.fds[0])
     two.send(p.PacketType.TAKEN)
@@ -341,7 +341,7 @@ def hello_first(kind: p.PacketType, size: int) -> tuple[bytes, str]:
     (b"GET / HTTP/1.1\r\n\r\n", "not the control protocol"),
     (p.PACKET.pack(p.MAGIC, 99, 1), "packet type 99 is unknown"),
     (p.PACKET.pack(p.MAGIC, p.PacketType.WELCOME, 1), "packet type 2"),
-    (p.PACKET.pack(p.MAGIC, p.PacketType.HELLO, 1) + bytes(20), "HELLO has 28 bytes, not 176"),
+    (p.PACKET.pack(p.MAGIC, p.PacketType.HELLO, 1) + bytes(20), "HELLO has 28 bytes, not 184"),
     (p.PACKET.pack(p.MAGIC, p.PacketType.STATUS, 1) + bytes(1), "STATUS has 9 bytes, not 8"),
     (p.PACKET.pack(p.MAGIC, p.PacketType.STATUS, 1) + bytes(p.PACKET_MAX), "longer than 32768 bytes"),
     hello_first(p.PacketType.INTEREST, p.INTEREST.size),
@@ -370,7 +370,7 @@ def interest(sequence: int, count: int, body: bytes, length: int | None = None) 
     (interest(1, 1, b"\x07" + add(1, "a")[1:]), "interest number 1 is malformed"),
     (interest(1, 1, add(1, "a"), 4000), "INTEREST says 4000 bytes"),
     (p.PACKET.pack(p.MAGIC, p.PacketType.TAKEN, 1), "no descriptor had been sent"),
-    (p.LINK.pack(p.MAGIC, p.PacketType.LINK, 1, 0, 1, 1), "LINK came with 0 descriptors, not 1"),
+    (p.LINK.pack(p.MAGIC, p.PacketType.LINK, 1, 0, 1, 1, 0, 0), "LINK came with 0 descriptors, not 1"),
     (p.pack_hello(p.Hello(1, 1, 1, (1, 2), 0, 0, 0, "")), "HELLO came twice"),
 ])
 def test_a_session_that_breaks_the_protocol_ends(shared_node: RawNode, one: RawSession, two: RawSession, packet: bytes,
@@ -473,7 +473,7 @@ class mapped:
     def __init__(self, directory: str) -> None:
         self._map: Any = ffi.new("struct nsn_slots_map *")
         error = ffi.new("char[]", 256)
-        assert lib.nsn_slots_map(self._map, directory.encode(), error, 256) == 0, ffi.string(error)
+        assert lib.nsn_slots_map(self._map, directory.encode(), False, error, 256) == 0, ffi.string(error)
 
     def __enter__(self) -> Any:
         return self._map.slots

@@ -157,7 +157,7 @@ def packets(node: RawNode) -> list[bytes]:
     return [
         hello(node),
         interest(1, 1, add(1, "a.b")),
-        p.LINK.pack(*front, p.PacketType.LINK, 1, 0, 1, 1),
+        p.LINK.pack(*front, p.PacketType.LINK, 1, 0, 1, 1, 0, 0),
         p.SEGMENT.pack(*front, p.PacketType.SEGMENT, 1, 0, 1, 256, 0, 1 << 20),
         p.PACKET.pack(*front, p.PacketType.TAKEN, 1),
         p.PING.pack(*front, p.PacketType.PING, 1, 7),
@@ -291,7 +291,7 @@ def lie(node: RawNode, others: list[RawSession], seed: int) -> None:
         every = packets(node)
         for _ in range(choose.randrange(1, 30)):
             peer = choose.choice(others)
-            every[2] = p.LINK.pack(p.MAGIC, p.PacketType.LINK, 1, peer.slot, peer.generation, choose.randrange(4))
+            every[2] = p.LINK.pack(p.MAGIC, p.PacketType.LINK, 1, peer.slot, peer.generation, choose.randrange(4), 0, 0)
             every[3] = p.SEGMENT.pack(p.MAGIC, p.PacketType.SEGMENT, 1, peer.slot, peer.generation, choose.randrange(9), 0, 99)
             every[1] = interest(choose.randrange(4), 2, add(choose.randrange(4), "a.*") + remove(choose.randrange(4)))
             packet = choose.choice(every[1:] if choose.randrange(4) else every)
@@ -367,7 +367,7 @@ def test_more_descriptors_in_a_packet_than_belong_there(count: int) -> None:
         for kind in (p.PacketType.LINK, p.PacketType.SEGMENT, p.PacketType.PING, p.PacketType.TAKEN):
             liar = node.session("liar")
             read_end, write_end = os.pipe()
-            body = {p.PacketType.LINK: p.LINK.pack(p.MAGIC, kind, 1, consumer.slot, consumer.generation, 1),
+            body = {p.PacketType.LINK: p.LINK.pack(p.MAGIC, kind, 1, consumer.slot, consumer.generation, 1, 0, 0),
                     p.PacketType.SEGMENT: p.SEGMENT.pack(p.MAGIC, kind, 1, consumer.slot, consumer.generation, 1, 0, 4096),
                     p.PacketType.PING: p.PING.pack(p.MAGIC, kind, 1, 1),
                     p.PacketType.TAKEN: p.PACKET.pack(p.MAGIC, kind, 1)}[kind]
@@ -400,7 +400,7 @@ def forget(node: RawNode, session: RawSession) -> None:
 
 def flood_links(producer: RawSession, consumer: RawSession, most: int) -> int:
     """Until nsnd does not read it any more, or ends it; returns how many were sent."""
-    body = p.LINK.pack(p.MAGIC, p.PacketType.LINK, 1, consumer.slot, consumer.generation, 1)
+    body = p.LINK.pack(p.MAGIC, p.PacketType.LINK, 1, consumer.slot, consumer.generation, 1, 0, 0)
     fd = os.open("/dev/null", os.O_RDWR)
     sent = refused = 0
     while sent < most and refused < 20:

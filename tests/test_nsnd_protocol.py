@@ -40,13 +40,13 @@ def test_numbers_are_those_of_the_header() -> None:
 
 
 def test_hello_has_its_fields_where_the_header_has_them() -> None:
-    hello = p.Hello(3, 4222, 1, (2**64 - 1, 7), 9, 11, 13, "näme")
+    hello = p.Hello(3, 4222, 1, (2**64 - 1, 7), 9, 11, 13, "näme", 17)
     raw = p.pack_hello(hello)
     c: Any = ffi.new("struct nsn_hello *")
     ffi.memmove(c, raw, len(raw))
     assert (c.packet.magic, c.packet.type, c.packet.version) == (p.MAGIC, lib.NSN_HELLO, 3)
     assert (c.application_id, c.version_min, c.identity[0], c.identity[1]) == (4222, 1, 2**64 - 1, 7)
-    assert (c.slot, c.generation, c.acknowledged) == (9, 11, 13)
+    assert (c.slot, c.generation, c.acknowledged, c.segment) == (9, 11, 13, 17)
     assert ffi.buffer(c.name)[:].rstrip(b"\0").decode() == "näme"
     assert p.unpack_hello(raw) == hello
 
@@ -76,3 +76,24 @@ def test_a_status_answer_is_split_and_marked() -> None:
     assert all(len(part) <= p.PACKET_MAX for part in parts)
     assert [p.STATUS.unpack_from(part)[4] for part in parts] == [0, 0, 1]
     assert b"".join(part[p.STATUS.size :] for part in parts) == document
+
+
+def test_link_has_its_fields_where_the_header_has_them() -> None:
+    raw = p.LINK.pack(p.MAGIC, p.PacketType.LINK, 1, 2, 3, 4, 5, 0)
+    c: Any = ffi.new("struct nsn_link_packet *")
+    ffi.memmove(c, raw, len(raw))
+    assert (c.peer_slot, c.peer_generation, c.link_id, c.peer_uid) == (2, 3, 4, 5)
+
+
+def test_a_batch_is_cut_before_the_subscription_that_is_too_many() -> None:
+    def change(op: int, pattern: bytes) -> bytes:
+        raw = p.INTEREST_CHANGE.pack(op, 0, len(pattern), 0, 0, 1, 0) + pattern
+        return raw + b"\0" * (-len(raw) % 8)
+
+    adds, removal = [change(1, b"a.long.pattern"), change(1, b"b"), change(1, b"c")], change(2, b"")
+    batch = memoryview(adds[0] + removal + adds[1] + adds[2])
+    assert p.fitting(batch, 4, 3) == (len(batch), 4)
+    assert p.fitting(batch, 4, 2) == (len(batch) - len(adds[2]), 3)
+    assert p.fitting(batch, 4, 1) == (len(adds[0]) + len(removal), 2)
+    assert p.fitting(batch, 4, 0) == p.fitting(batch, 4, -7) == (0, 0)
+    assert p.fitting(batch[:30], 4, 9) == (30, 4)

@@ -42,6 +42,7 @@ class Session:
     generation: int
     name: str
     pid: int
+    uid: int
     attached: bool
     subscriptions: int
     counters: Mapping[str, int] = field(default_factory=dict)
@@ -223,6 +224,7 @@ def _session(raw: Mapping[str, Any]) -> Session:
         generation=_number(raw["generation"]),
         name=str(raw["name"]),
         pid=_number(raw["pid"]),
+        uid=_number(raw["uid"]),
         attached=bool(raw["attached"]),
         subscriptions=_number(raw["subscriptions"]),
         counters={str(name): _number(value) for name, value in raw["counters"].items()},

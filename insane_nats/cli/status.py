@@ -16,6 +16,7 @@ from insane_nats.cli.node import Application, NodeError, Session, Status, fetch_
 HEADINGS = (
     "SESSION",
     "PID",
+    "UID",
     "NAME",
     "SUBS",
     "LINKS",
@@ -75,6 +76,7 @@ def _row(session: Session) -> tuple[str, ...]:
     return (
         f"{session.slot}.{session.generation}" + ("" if session.attached else " detached"),
         str(session.pid),
+        str(session.uid),
         name if name.isprintable() and name else ascii(name)[1:-1] or "-",
         f"{session.subscriptions:,}",
         f"{session.counters.get('links_out', 0):,}",
@@ -87,6 +89,7 @@ def _totals(application: Application) -> tuple[str, ...]:
     count = len(sessions)
     return (
         "total",
+        "",
         "",
         f"{count} session{'' if count == 1 else 's'}",
         f"{application.subscriptions:,}",

@@ -583,7 +583,8 @@ static int open_session(struct nsn_insane *insane)
         return nsn_insane_fail(denied ? -EACCES : -ECONNREFUSED,
                                "the node of application ID %u (pid %llu, user ID %llu): %s%s", insane->options.application_id,
                                (unsigned long long)insane->node.pid, (unsigned long long)insane->node.uid, words,
-                               denied ? ": run this program as that user, or choose another l4_port" : "");
+                               denied ? ": run this program as that user, or have that node's nsnd.cfg name this one ([access] users), "
+                                        "or choose another l4_port" : "");
     }
     return await_ready(insane);
 }

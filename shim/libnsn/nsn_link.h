@@ -16,7 +16,7 @@
 #include <stdint.h>
 
 #define NSN_LINK_MAGIC 0x316b6e6c736e736eull
-#define NSN_LINK_VERSION 1
+#define NSN_LINK_VERSION 2
 #define NSN_LINK_CHUNK 65536u
 #define NSN_LINK_CHUNKS 1408u              /* 64 MiB of backlog and the ends of chunks that no record fitted into */
 #define NSN_LINK_LIMIT (64ull << 20)       /* default backlog, bytes, payloads in the pool included */
@@ -25,14 +25,17 @@
 #define NSN_RECORD_MAX 24576u              /* bytes of one record in a link */
 #define NSN_RECORD_SIDS 64u                /* subscriptions that one record can be for */
 #define NSN_INLINE_MAX 8192u               /* headers + payload up to here are copied into the link, above into the pool */
+#define NSN_PART_MAX 21840u                /* bytes of a record that is a part: three fill a chunk */
 
 enum nsn_record_kind {
     NSN_RECORD_MESSAGE = 1,                /* 1 to NSN_RECORD_SIDS sids, a subject of 1 to 4096 bytes, a reply of up to 4096 */
     NSN_RECORD_SEGMENT_GONE = 2,           /* flags NSN_RECORD_POOL, all counts and lengths 0; the ref has only `segment` */
+    NSN_RECORD_PART = 3,                   /* the next payload_length bytes of the message before it; other counts and lengths 0 */
 };
 enum nsn_record_flags {
     NSN_RECORD_POOL = 1,                   /* headers and payload lie in the pool: a struct nsn_pool_ref follows the sids */
     NSN_RECORD_PASSED_ON = 2,              /* another member of a queue group could not take it */
+    NSN_RECORD_PARTS = 4,                  /* headers and payload follow in records of kind PART, all made visible at once */
 };
 
 struct nsn_record { /* then sids (uint32_t each, padded to 8), [pool ref], subject, reply, [headers, payload] */
@@ -75,10 +78,16 @@ void nsn_link_out_destroy(struct nsn_link_out *link, struct nsn_pool *pool);
  * impossible; the link must be given up. */
 int nsn_link_out_room(struct nsn_link_out *link, uint32_t record_length, uint64_t pool_bytes);
 
+/* The same for `count` records of `length` bytes (at most NSN_PART_MAX) each, without anything in the pool. */
+int nsn_link_out_room_for(struct nsn_link_out *link, uint32_t length, uint32_t count);
+
 /* Where to write a record of `length` bytes (multiple of 8, <= NSN_RECORD_MAX); room must have been found just before. */
 void *nsn_link_out_reserve(struct nsn_link_out *link, uint32_t length);
 /* Makes the reserved record visible: one release store. A record that is not committed is replaced by the next reserve. */
 void nsn_link_out_commit(struct nsn_link_out *link);
+/* Keeps the reserved record, and makes it visible with the next one that is committed, or by reveal: then all at once. */
+void nsn_link_out_append(struct nsn_link_out *link);
+void nsn_link_out_reveal(struct nsn_link_out *link);
 
 /* Registers that the reserved record refers to the block (which is held once more): fills ref->ref and ref->use. Between
  * reserve and commit, for a record that will be committed; `bytes` are its header_length + payload_length, more than 0, and
@@ -134,7 +143,7 @@ struct nsn_record_view {
     uint32_t sids[NSN_RECORD_SIDS];
     const char *subject;
     const char *reply;
-    const uint8_t *headers;                /* NULL when in the pool */
+    const uint8_t *headers;                /* NULL when in the pool, or in parts */
     const uint8_t *payload;
 };
 
@@ -143,6 +152,10 @@ struct nsn_record_view {
 int nsn_link_in_peek(struct nsn_link_in *link, struct nsn_record_view *view, uint64_t limit_stamp);
 /* Stamp of the next record without checking the rest: 1 and *stamp, 0 when empty, -EPROTO. */
 int nsn_link_in_stamp(struct nsn_link_in *link, uint64_t *stamp);
+/* Behind a peek at a message with NSN_RECORD_PARTS: copies its headers and payload, all of them, to `bytes` (NULL: passes them
+ * over). The last part is then the record that was peeked last; the view stays good until the next publish. 1, or -EPROTO when
+ * they are not all there, or not what they should be. */
+int nsn_link_in_parts(struct nsn_link_in *link, const struct nsn_record_view *view, uint8_t *bytes);
 /* Passes the record that was peeked last. Its bytes may be overwritten after the next nsn_link_in_publish. */
 void nsn_link_in_consume(struct nsn_link_in *link);
 /* Publishes the position (release). 1 when the producer wants to be rung (once for each of its want numbers, when half

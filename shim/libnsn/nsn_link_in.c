@@ -204,15 +204,19 @@ static inline void copied(void) { __asm__ volatile("" ::: "memory"); }
 
 static bool is_possible(const struct nsn_record *record)
 {
-    bool pool = record->flags & NSN_RECORD_POOL;
-    uint64_t most = pool ? 72ull << 20 : NSN_RECORD_MAX; /* NSN_BLOCK_MAX */
+    bool pool = record->flags & NSN_RECORD_POOL, parts = record->flags & NSN_RECORD_PARTS;
+    uint64_t most = pool || parts ? 72ull << 20 : NSN_RECORD_MAX; /* NSN_BLOCK_MAX */
+    if (parts && (pool || record->kind != NSN_RECORD_MESSAGE))
+        return false;
     if (record->payload_length > most || record->header_length > most - record->payload_length)
         return false;
     if (record->kind == NSN_RECORD_MESSAGE)
         return record->sid_count >= 1 && record->sid_count <= NSN_RECORD_SIDS && record->subject_length >= 1 &&
                record->subject_length <= SUBJECT_MAX && record->reply_length <= SUBJECT_MAX;
-    return record->kind == NSN_RECORD_SEGMENT_GONE && pool && record->sid_count == 0 && record->subject_length == 0 &&
-           record->reply_length == 0 && record->payload_length == 0 && record->header_length == 0;
+    if (record->sid_count || record->subject_length || record->reply_length || record->header_length)
+        return false;
+    return pool ? record->kind == NSN_RECORD_SEGMENT_GONE && record->payload_length == 0
+                : record->kind == NSN_RECORD_PART && record->payload_length > 0;
 }
 
 /* A message's reference names one of our words; that of SEGMENT_GONE is none and has only the segment. */
@@ -238,13 +242,16 @@ int nsn_link_in_peek(struct nsn_link_in *link, struct nsn_record_view *view, uin
         return broken(link);
     if (record->stamp > limit_stamp)
         return 0;
-    bool pool = record->flags & NSN_RECORD_POOL;
+    bool pool = record->flags & NSN_RECORD_POOL, elsewhere = record->flags & (NSN_RECORD_POOL | NSN_RECORD_PARTS);
     uint32_t sid_bytes = record->sid_count * 4u;
     uint64_t offset = sizeof *record + (sid_bytes + 7) / 8 * 8;
-    uint64_t inside = pool ? 0 : record->header_length + record->payload_length;
+    uint64_t inside = elsewhere ? 0 : record->header_length + record->payload_length;
     if (offset + (pool ? sizeof view->pool_ref : 0) + record->subject_length + record->reply_length + inside > length)
         return broken(link);
-    memcpy(view->sids, at + sizeof *record, sid_bytes);
+    if (sid_bytes == sizeof view->sids[0]) /* mostly: and no call */
+        memcpy(view->sids, at + sizeof *record, sizeof view->sids[0]);
+    else
+        memcpy(view->sids, at + sizeof *record, sid_bytes);
     if (pool) {
         memcpy(&view->pool_ref, at + offset, sizeof view->pool_ref);
         offset += sizeof view->pool_ref;
@@ -254,8 +261,8 @@ int nsn_link_in_peek(struct nsn_link_in *link, struct nsn_record_view *view, uin
         return broken(link);
     view->subject = (const char *)at + offset;
     view->reply = view->subject + record->subject_length;
-    view->headers = pool ? NULL : (const uint8_t *)view->reply + record->reply_length;
-    view->payload = pool ? NULL : view->headers + record->header_length;
+    view->headers = elsewhere ? NULL : (const uint8_t *)view->reply + record->reply_length;
+    view->payload = elsewhere ? NULL : view->headers + record->header_length;
     link->peeked = length;
     link->peeked_ref = pool && record->kind == NSN_RECORD_MESSAGE;
     link->peeked_pool = pool ? record->header_length + record->payload_length : 0;
@@ -284,6 +291,26 @@ void nsn_link_in_consume(struct nsn_link_in *link)
         leave_chunk(link, next);
     else
         link->head = next;
+}
+
+int nsn_link_in_parts(struct nsn_link_in *link, const struct nsn_record_view *view, uint8_t *bytes)
+{
+    struct nsn_record_view part;
+    uint64_t left = view->record.header_length + view->record.payload_length;
+    if (left == 0 || left > link->tail - link->head) /* they become visible together with the record that announces them */
+        return broken(link);
+    while (left) {
+        nsn_link_in_consume(link);
+        int code = link->head == link->tail ? -EPROTO : nsn_link_in_peek(link, &part, UINT64_MAX);
+        if (code != 1 || part.record.kind != NSN_RECORD_PART || part.record.payload_length > left)
+            return broken(link);
+        if (bytes) {
+            memcpy(bytes, part.payload, part.record.payload_length);
+            bytes += part.record.payload_length;
+        }
+        left -= part.record.payload_length;
+    }
+    return 1;
 }
 
 void nsn_link_in_release(struct nsn_link_in *link, uint32_t ref, uint32_t use)

@@ -210,13 +210,18 @@ static bool fits_current(const struct nsn_link_out *link, uint32_t length)
            (!giving_back(link) || link->chunk_trim == link->trim);
 }
 
-/* Free chunks for records of this length in all. While the consumer gives memory back, those from NSN_LINK_KEEP on: it has
- * given them back before they were free, and lets them be. */
+/* While the consumer gives memory back, those from NSN_LINK_KEEP on: it has given them back before they were free, and lets
+ * them be. */
+static uint32_t free_chunks(const struct nsn_link_out *link)
+{
+    return giving_back(link) ? NSN_LINK_CHUNKS - NSN_LINK_KEEP - link->high_in_use : link->free_count;
+}
+
+/* Free chunks for records of this length in all. */
 static bool fits_new(const struct nsn_link_out *link, uint32_t length)
 {
     uint32_t needed = length / (NSN_LINK_CHUNK - NSN_RECORD_MAX) + 1; /* at least so much of a chunk is filled */
-    uint32_t free_count = giving_back(link) ? NSN_LINK_CHUNKS - NSN_LINK_KEEP - link->high_in_use : link->free_count;
-    return needed <= free_count;
+    return needed <= free_chunks(link);
 }
 
 /* How many pool references records of this length in all can have. */
@@ -244,6 +249,18 @@ int nsn_link_out_room(struct nsn_link_out *link, uint32_t record_length, uint64_
     if (code < 0)
         return code;
     return admits(link, record_length, pool_bytes) && (in_current || fits_new(link, record_length));
+}
+
+int nsn_link_out_room_for(struct nsn_link_out *link, uint32_t length, uint32_t count)
+{
+    if (link->broken)
+        return -EPROTO;
+    follow_trim(link);
+    int code = refresh(link);
+    if (code < 0)
+        return code;
+    uint32_t a_chunk = NSN_LINK_CHUNK / length, needed = (count + a_chunk - 1) / a_chunk;
+    return admits(link, length * count, 0) && needed <= free_chunks(link);
 }
 
 uint64_t nsn_link_out_behind(struct nsn_link_out *link)
@@ -346,19 +363,29 @@ void *nsn_link_out_reserve(struct nsn_link_out *link, uint32_t length)
     return link->chunk + nsn_link_offset_of(link->position);
 }
 
-void nsn_link_out_commit(struct nsn_link_out *link)
+void nsn_link_out_reveal(struct nsn_link_out *link)
+{
+    link->tail = link->position;
+    nsn_store_release(&link->file->producer.tail, link->tail); /* pairs with the loads of tail in nsn_link_in.c */
+}
+
+void nsn_link_out_append(struct nsn_link_out *link)
 {
     assert(link->reserved);
     uint64_t before = nsn_link_chunk_of(link->position);
     link->position += link->reserved;
     link->sent += link->reserved + link->reserved_pool;
     link->reserved = 0;
-    link->tail = link->position;
-    nsn_store_release(&link->file->producer.tail, link->tail); /* pairs with the loads of tail in nsn_link_in.c */
     if (nsn_link_chunk_of(link->position) != before) {          /* filled to its last byte */
         note_touched(link, link->map[before % NSN_LINK_CHUNKS], NSN_LINK_CHUNK);
         link->begun = false;
     }
+}
+
+void nsn_link_out_commit(struct nsn_link_out *link)
+{
+    nsn_link_out_append(link);
+    nsn_link_out_reveal(link);
 }
 
 /* --- pool references ----------------------------------------------------------------------------------------------- */

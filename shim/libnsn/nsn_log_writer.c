@@ -17,6 +17,7 @@
 #define DEAD_MOST (1u << 18)      /* bytes of dead entries that a session which connects may have to read in vain */
 #define REMOVAL sizeof(struct nsn_log_entry)
 #define TEMPORARY "log.new"
+#define FILE_MODE 0644 /* whom the directory lets in may read */
 
 struct record { /* a live subscription, as it will stand in the next snapshot */
     struct nsn_targets_entry entry;
@@ -110,10 +111,10 @@ static void commit_file(struct file *file)
 static int create(struct nsn_log_writer *writer, struct file *file, uint64_t needed)
 {
     unlinkat(writer->directory_fd, TEMPORARY, 0);
-    file->fd = openat(writer->directory_fd, TEMPORARY, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    file->fd = openat(writer->directory_fd, TEMPORARY, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, FILE_MODE);
     if (file->fd < 0)
         return -errno;
-    int result = ftruncate(file->fd, (off_t)file->size) ? -errno : 0;
+    int result = fchmod(file->fd, FILE_MODE) || ftruncate(file->fd, (off_t)file->size) ? -errno : 0;
     if (!result)
         result = allocate(file, needed);
     if (!result)

@@ -52,6 +52,8 @@ struct nsn_hello {
     uint32_t generation;
     uint64_t acknowledged;     /* highest interest sequence it knows to be in the log */
     char name[128];            /* NUL-terminated */
+    int32_t segment;           /* number of the System V segment with its place (nsn_place.h), when its user is not nsnd's; else -1 */
+    uint32_t reserved;
 };
 
 struct nsn_welcome {
@@ -105,9 +107,11 @@ struct nsn_link_packet {       /* NSN_LINK, with the link's memfd */
     uint32_t peer_slot;        /* to nsnd: the consumer. From nsnd: the producer */
     uint32_t peer_generation;
     uint64_t link_id;          /* given by the producer, unique in its life: a second hand-over is recognised by it */
+    uint32_t peer_uid;         /* from nsnd: the producer's user, as the kernel says (SO_PEERCRED). To nsnd: 0 */
+    uint32_t reserved;
 };
 
-struct nsn_segment_packet {    /* NSN_SEGMENT, with a pool segment's memfd */
+struct nsn_segment_packet {    /* NSN_SEGMENT, with a pool segment's memfd; between sessions of one user alone */
     struct nsn_packet packet;
     uint32_t peer_slot;        /* as in nsn_link_packet */
     uint32_t peer_generation;
@@ -116,7 +120,8 @@ struct nsn_segment_packet {    /* NSN_SEGMENT, with a pool segment's memfd */
     uint64_t size;             /* bytes */
 };
 
-struct nsn_peer_gone {         /* a session that this one was linked with, in either direction, has ended */
+struct nsn_peer_gone {         /* a session has ended that this one was linked with, in either direction, or that is an other
+                                  (nsn_slots.h), whose place everybody has */
     struct nsn_packet packet;
     uint32_t peer_slot;
     uint32_t peer_generation;

@@ -93,9 +93,11 @@ static void free_session(struct nsn_session *s)
     for (uint32_t i = 0; i < s->large_room; i++) /* not released: they end with the session */
         if (s->larges[i].segment)
             nsn_segment_in_drop(s->larges[i].segment);
+        else
+            free(s->larges[i].copy);
     if (s->control >= 0)
         close(s->control);
-    if (s->bell >= 0)
+    if (s->bell >= 0 && s->bell != s->own_bell)
         close(s->bell);
     if (s->spare >= 0)
         close(s->spare);
@@ -115,6 +117,8 @@ static void free_session(struct nsn_session *s)
     nsn_barriers_free(s);
     nsn_pass_on_free(s);
     nsn_log_reader_close(&s->log);
+    nsn_others_free(s);
+    nsn_own_place_free(s);
     nsn_slots_unmap(&s->map);
     if (s->routes)
         nsn_routes_free(s->routes);
@@ -150,7 +154,7 @@ struct nsn_session *nsn_session_open(const struct nsn_session_options *options, 
         s->options.budget = NSN_BUDGET;
     if (!s->options.pending_size)
         s->options.pending_size = NSN_PENDING_SIZE;
-    s->control = s->bell = s->spare = -1;
+    s->control = s->bell = s->spare = s->own_bell = s->own_segment = -1;
     nsn_ringer_init(&s->ringer);
     s->outgoing_last = &s->outgoing;
     s->sent_last = &s->sent;
@@ -179,7 +183,11 @@ struct nsn_session *nsn_session_open(const struct nsn_session_options *options, 
         free_session(s);
         return NULL;
     }
-    nsn_control_hello(s);
+    if (nsn_control_hello(s) < 0) {
+        snprintf(error, error_size, "%s", s->error);
+        free_session(s);
+        return NULL;
+    }
     return s;
 }
 
@@ -207,12 +215,14 @@ void nsn_session_abandon(struct nsn_session *s)
 {
     if (s->control >= 0)
         close(s->control);
-    if (s->bell >= 0)
+    if (s->own_bell >= 0)
+        close(s->own_bell);
+    if (s->bell >= 0 && s->bell != s->own_bell)
         close(s->bell);
     if (s->spare >= 0)
         close(s->spare);
     nsn_ringer_close(&s->ringer);
-    s->control = s->bell = s->spare = -1;
+    s->control = s->bell = s->spare = s->own_bell = -1;
     nsn_pool_abandon(s->pool);
     s->pool = NULL;
     s->state = NSN_CLOSED;
@@ -284,8 +294,12 @@ int nsn_session_reattach(struct nsn_session *s, const char *socket_path)
         if (result >= 0) {
             s->control = result;
             s->state = NSN_CONNECTING;
-            nsn_control_hello(s);
-            result = 0;
+            result = nsn_control_hello(s);
+            if (result < 0) {
+                close(s->control);
+                s->control = -1;
+                s->state = NSN_DETACHED;
+            }
         }
     }
     pthread_mutex_unlock(&s->lock);
@@ -361,7 +375,7 @@ int nsn_trim(struct nsn_session *s)
             if (!nsn_link_in_empty(peer->link) || !nsn_link_in_trim_begin(peer->link))
                 continue;
             nsn_fence(); /* pairs with the fence at the start of every publish: it sees the trim number, or we see it inside */
-            bool outside = nsn_load_acquire(&s->map.places[peer->slot].page.publishing) == 0;
+            bool outside = nsn_load_acquire(&peer->page->publishing) == 0;
             nsn_link_in_trim_end(peer->link, outside);
             more |= !outside;
         }

@@ -52,15 +52,29 @@ static bool note_publishers(struct nsn_session *s, struct nsn_barrier *barrier)
     uint32_t slots = slots_in_use(s);
     if (!note(barrier, slots))
         return false;
+    nsn_others_renew(s, false);
+    barrier->noted_at = nsn_now_ns();
     nsn_fence(); /* pairs with the fence at the start of every publish: it sees the new interest, or we see it inside */
     for (uint32_t slot = 0; slot < slots; slot++) {
         uint64_t alive = nsn_load_acquire(&s->map.slots->slot[slot].alive);
         if (!alive || slot == s->slot)
             continue;
-        uint64_t inside = nsn_load_acquire(&s->map.places[slot].page.publishing);
+        uint64_t inside = nsn_load_acquire(&nsn_page_of(s, s->other_at[slot], slot)->publishing);
+        if (nsn_is_stranger(s, slot) && barrier->noted_at < s->other_at[slot]->not_waited_until)
+            continue;
         if (inside)
             barrier->waits[barrier->count++] = (struct nsn_seen){.slot = slot, .generation = (uint32_t)alive, .number = inside};
     }
+    return true;
+}
+
+/* A publisher of another user may say that it is inside for ever: it is waited for once, and then not for some time. */
+static bool is_given_up(struct nsn_session *s, const struct nsn_barrier *barrier, uint32_t slot)
+{
+    uint64_t now = nsn_now_ns();
+    if (!nsn_is_stranger(s, slot) || now - barrier->noted_at < NSN_STRANGER_INSIDE_NS)
+        return false;
+    s->other_at[slot]->not_waited_until = now + NSN_STRANGER_VAIN_NS;
     return true;
 }
 
@@ -68,8 +82,9 @@ static bool publishers_left(struct nsn_session *s, struct nsn_barrier *barrier)
 {
     while (barrier->count) {
         const struct nsn_seen *seen = &barrier->waits[barrier->count - 1];
+        const struct nsn_page *page = nsn_page_of(s, s->other_at[seen->slot], seen->slot);
         bool alive = nsn_load_acquire(&s->map.slots->slot[seen->slot].alive) == seen->generation;
-        if (alive && nsn_load_acquire(&s->map.places[seen->slot].page.publishing) == seen->number)
+        if (alive && nsn_load_acquire(&page->publishing) == seen->number && !is_given_up(s, barrier, seen->slot))
             return false;
         barrier->count--;
     }

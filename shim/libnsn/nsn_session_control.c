@@ -102,12 +102,20 @@ static struct nsn_packet header(uint16_t type)
     return (struct nsn_packet){.magic = NSN_PROTOCOL_MAGIC, .type = type, .version = NSN_PROTOCOL_VERSION};
 }
 
-void nsn_control_hello(struct nsn_session *s)
+int nsn_control_hello(struct nsn_session *s)
 {
     struct ucred node;
     socklen_t size = sizeof node;
-    if (getsockopt(s->control, SOL_SOCKET, SO_PEERCRED, &node, &size) == 0)
-        s->node_pid = (uint32_t)node.pid;
+    if (getsockopt(s->control, SOL_SOCKET, SO_PEERCRED, &node, &size) < 0)
+        return nsn_fail(s, -errno, "the kernel does not say who nsnd is: %s", strerror(errno));
+    s->node_pid = (uint32_t)node.pid;
+    s->node_uid = node.uid;
+    s->is_other = s->node_uid != geteuid();
+    if (s->is_other) {
+        int result = nsn_own_place_make(s);
+        if (result < 0)
+            return result;
+    }
     struct nsn_hello hello = {
         .packet = header(NSN_HELLO),
         .application_id = s->options.application_id,
@@ -116,9 +124,10 @@ void nsn_control_hello(struct nsn_session *s)
         .slot = s->generation ? s->slot : UINT32_MAX,
         .generation = s->generation,
         .acknowledged = s->settled,
+        .segment = s->is_other ? s->own_segment : -1,
     };
     memcpy(hello.name, s->name, sizeof hello.name);
-    nsn_control_send(s, &hello, sizeof hello, -1);
+    return nsn_control_send(s, &hello, sizeof hello, -1);
 }
 
 /* --- interest ----------------------------------------------------------------------------------------------------- */
@@ -241,33 +250,39 @@ static void interest_refused(struct nsn_session *s, const struct nsn_interest_do
 
 static int enter_application(struct nsn_session *s, const struct nsn_welcome *welcome)
 {
-    int result = nsn_slots_map(&s->map, welcome->directory, s->error, sizeof s->error);
+    int result = nsn_slots_map(&s->map, welcome->directory, s->is_other, s->error, sizeof s->error);
     if (result < 0)
         return result;
+    s->uid = nsn_load_relaxed32(&s->map.slots->slot[welcome->slot].uid);
+    if (s->is_other != nsn_load_relaxed32(&s->map.slots->slot[welcome->slot].other))
+        return nsn_fail(s, -EPROTO, "nsnd takes this program's user for another than it is");
     result = nsn_log_reader_open(&s->log, welcome->directory, s->error, sizeof s->error);
     if (result < 0)
         return result;
-    s->bell = nsn_bell_bind(welcome->directory, welcome->slot, s->error, sizeof s->error);
+    s->bell = s->is_other ? s->own_bell : nsn_bell_bind(welcome->directory, welcome->slot, s->error, sizeof s->error);
     if (s->bell < 0)
         return s->bell;
-    struct nsn_place *place = &s->map.places[welcome->slot];
-    s->page = &place->page;
-    s->board = place->board;
+    s->page = s->is_other ? &s->own_place->page : &s->map.places[welcome->slot].page;
+    s->board = s->map.places[welcome->slot].board;
     s->sleep_number = 0;
     s->counters = (struct nsn_counters){0};
     nsn_copy_to_shared(s->page->name, s->name, sizeof s->name);
+    nsn_others_renew(s, true);
     return 0;
 }
 
 static void leave_application(struct nsn_session *s)
 {
-    if (s->bell >= 0)
+    if (s->bell >= 0 && s->bell != s->own_bell)
         close(s->bell);
     if (s->spare >= 0)
         close(s->spare);
     nsn_ringer_close(&s->ringer);
     s->bell = s->spare = -1;
     nsn_log_reader_close(&s->log);
+    nsn_others_free(s);
+    if (s->own_place) /* as an nsnd gives a place */
+        memset(s->own_place, 0, sizeof *s->own_place);
     nsn_slots_unmap(&s->map);
     nsn_routes_clear(s->routes);
     s->page = NULL;
@@ -312,6 +327,7 @@ static void welcomed(struct nsn_session *s, const struct nsn_welcome *welcome)
             nsn_control_send(s, batch->bytes, batch->length, -1);
         nsn_out_resend(s);
         nsn_in_check_alive(s);
+        nsn_others_renew(s, false);
         nsn_interest_flush(s);
         return;
     }
@@ -377,7 +393,7 @@ static void handle(struct nsn_session *s, const uint8_t *bytes, size_t length, i
             forget_batches(s, done->sequence);
     } else if (PACKET_IS(NSN_LINK, nsn_link_packet)) {
         const struct nsn_link_packet *link = (const struct nsn_link_packet *)bytes;
-        taken(s, fd, s->map.slots ? nsn_in_link(s, link->peer_slot, link->peer_generation, link->link_id, fd) : 0);
+        taken(s, fd, s->map.slots ? nsn_in_link(s, link->peer_slot, link->peer_generation, link->peer_uid, link->link_id, fd) : 0);
     } else if (PACKET_IS(NSN_SEGMENT, nsn_segment_packet)) {
         const struct nsn_segment_packet *segment = (const struct nsn_segment_packet *)bytes;
         taken(s, fd, s->map.slots ? nsn_in_segment(s, segment->peer_slot, segment->peer_generation, segment->segment,
@@ -387,6 +403,7 @@ static void handle(struct nsn_session *s, const uint8_t *bytes, size_t length, i
         if (s->map.slots) {
             nsn_out_peer_gone(s, gone->peer_slot, gone->peer_generation);
             nsn_in_peer_gone(s, gone->peer_slot, gone->peer_generation);
+            nsn_others_renew(s, false); /* it may have been an other: its place is let go of */
         }
     } else if (PACKET_IS(NSN_PONG, nsn_ping)) {
         const struct nsn_ping *pong = (const struct nsn_ping *)bytes;

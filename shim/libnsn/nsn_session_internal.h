@@ -25,10 +25,35 @@
 #define NSN_HOLD_MOST_NS 500000000ull /* and one that is not stopped, but has not got a processor */
 #define NSN_HANDOVER_NS 100000000ull  /* how long an announced link that does not come holds others' messages back, */
 #define NSN_HANDOVER_MOST_NS 1000000000ull /* and while nsnd is not stopped, but has not got to it */
+#define NSN_STRANGER_HOLD_NS 100000000ull /* how long, at a time, another user's publisher holds others' messages back … */
+#define NSN_STRANGER_REST_NS 1000000000ull /* … before it does not until this has passed, unless it was seen outside */
+#define NSN_STRANGER_INSIDE_NS 500000000ull /* how long a barrier waits for one that is inside a publish */
+#define NSN_STRANGER_VAIN_NS 10000000000ull /* how long no announced link of another user is waited for once one did not come */
 #define NSN_BLOCKED_NS 2000000000ull  /* how long a record whose pool segment does not come holds barriers back */
 #define NSN_LINKS_UNREAD 16u          /* links of one producer session that are kept until they are read to their ends */
 #define NSN_BATCH_BYTES (1ull << 20)  /* of payloads: with so much in hand, one nsn_receive takes nothing more */
 #define NSN_PASSING_BYTES (16ull << 20) /* queue messages kept for passing on; above it nothing is received */
+
+/* A session of another user than nsnd's, and its place. */
+struct nsn_other {
+    const struct nsn_place *place;
+    uint64_t identity[2];
+    uint32_t slot, generation, uid;
+    int32_t segment;
+    uint32_t holds;                   /* the list's one, and one for each peer */
+    uint32_t seen;                    /* its word for this session, as dealt with */
+    bool attached;                    /* false: it is this session itself */
+    bool stranger;                    /* its user is not this session's */
+    bool in_vain;                     /* its announced link is waited for no more */
+    uint64_t not_waited_until;        /* barriers do not wait for its publishes until then */
+};
+
+/* What a publish needs of a link. */
+struct nsn_need {
+    uint32_t length;                  /* bytes in all, or of the longest of `parts` records */
+    uint32_t parts;                   /* 0: not in parts */
+    uint64_t pool;                    /* bytes in the pool */
+};
 
 /* A subscription of a queue group that a consumer has removed while messages for it may still lie unread in its link. */
 struct nsn_former {
@@ -44,7 +69,13 @@ struct nsn_peer_out {
     uint32_t slot, generation;
     uint64_t rung;                    /* the sleep number it was last rung at */
     int fd;                           /* the link's descriptor until it has been taken, else -1 */
-    bool want;                        /* a publish waits for room in it */
+    const struct nsn_page *page;      /* the consumer's */
+    uint32_t *word;                   /* this session's for it, on a board */
+    uint32_t nudges;                  /* how often it was to look though nothing was written */
+    struct nsn_other *other;          /* the consumer is one; held */
+    bool copies;                      /* the consumer's user is another: it cannot read this session's pool */
+    bool want;                        /* a publish waits for room in it, */
+    struct nsn_need need;             /* as much as this */
     bool parted;                      /* its session has ended, and its queue messages were taken back */
     bool unrung;                      /* ringing failed for want of buffer: to be tried again */
     uint8_t segments[NSN_POOL_SEGMENTS / 8]; /* pool segments (by place) that were handed over */
@@ -57,6 +88,10 @@ struct nsn_peer_out {
 struct nsn_peer_in {
     struct nsn_link_in *link;
     uint32_t slot, generation;
+    const struct nsn_page *page;      /* the producer's */
+    struct nsn_other *other;          /* the producer is one; held */
+    bool stranger;                    /* the producer's user is not this session's */
+    uint64_t held_since;              /* a stranger's publish is waited for since then; 0: it was seen outside */
     bool active;                      /* in the session's list of links that may have something */
     bool gone;                        /* the producer has ended: read to the end, then drop */
     bool blocked;                     /* its next record needs a pool segment that has not come yet */
@@ -114,6 +149,7 @@ struct nsn_large {
     struct nsn_peer_in *peer;
     struct nsn_segment_in *segment;
     const uint8_t *data;
+    uint8_t *copy;                    /* of a message that came in parts; then there is neither peer nor segment */
     uint32_t ref, use, holds, next_free;
 };
 
@@ -135,6 +171,7 @@ struct nsn_barrier {
     int token;
     int stage;
     uint64_t sequence;
+    uint64_t noted_at;                /* when publishers were looked at */
     struct nsn_seen *waits;
     uint32_t count;
 };
@@ -154,7 +191,12 @@ struct nsn_session {
     /* control */
     int spare;                        /* given up for a moment to take a descriptor when there is no other left */
     int control, bell;
-    uint32_t node_pid;                /* nsnd's */
+    uint32_t node_pid, node_uid;      /* nsnd's */
+    uint32_t uid;                     /* this session's user, as nsnd knows it */
+    bool is_other;                    /* that is not nsnd's user */
+    struct nsn_place *own_place;      /* then: its place, */
+    int32_t own_segment;              /* where that lies, */
+    int own_bell;                     /* and its doorbell: all of the session's life; else NULL, -1, -1 */
     struct nsn_ringer ringer;
     struct nsn_outgoing *outgoing, **outgoing_last;
     struct nsn_batch *sent, **sent_last, *batch; /* batch: being filled */
@@ -166,6 +208,13 @@ struct nsn_session {
     uint32_t *board;                  /* this session's own */
     uint32_t board_seen[NSN_SLOTS_MAX];
     uint64_t announced_since;         /* a link was announced on the board and has not come; 0: none */
+    bool announced_by_strangers;      /* and by nobody else */
+    uint64_t strangers_vain_since;    /* a stranger's announced link did not come; 0: never */
+    struct nsn_other **others;        /* all that this session knows */
+    uint32_t other_count, other_room;
+    uint32_t others_ended;            /* of these: sessions that have ended, and whose last word is still to be seen */
+    uint64_t others_number;           /* of the table's changes of others, the last that is known here */
+    struct nsn_other *other_at[NSN_SLOTS_MAX];
     uint64_t in_vain[NSN_SLOTS_MAX];  /* generation of the session whose announced link is waited for no more */
     uint64_t sleep_number;
     struct nsn_log_reader log;
@@ -185,8 +234,6 @@ struct nsn_session {
     uint32_t budget_countdown, over_budget_slot; /* UINT32_MAX: within the budget */
     uint64_t links_touched;           /* at the last look */
     bool waiting, waiting_pool;       /* a publish was told -EAGAIN; for want of pool memory */
-    uint32_t wait_length;
-    uint64_t wait_bytes;
     bool unrung;
 
     /* receive */
@@ -249,7 +296,7 @@ int nsn_interest_queue(struct nsn_session *s, uint8_t op, uint32_t sid, const ch
                        const char *queue, size_t queue_length);
 bool nsn_interest_known(struct nsn_session *s);
 void nsn_detach(struct nsn_session *s, const char *why);
-void nsn_control_hello(struct nsn_session *s);
+int nsn_control_hello(struct nsn_session *s);
 
 /* publish (nsn_session_publish.c) */
 int nsn_deliver_queue(struct nsn_session *s, const struct nsn_parts *parts, const char *queue, size_t queue_length,
@@ -265,8 +312,21 @@ void nsn_publish_leave(struct nsn_session *s);
 size_t nsn_out_trim(struct nsn_session *s);
 void nsn_out_segment_gone(struct nsn_session *s, const struct nsn_segment_gone *gone);
 
+/* others (nsn_session_others.c) */
+void nsn_others_renew(struct nsn_session *s, bool at_first);
+void nsn_others_drop_ended(struct nsn_session *s);
+struct nsn_other *nsn_other_find(struct nsn_session *s, uint32_t slot, uint32_t generation);
+const struct nsn_page *nsn_page_of(const struct nsn_session *s, const struct nsn_other *other, uint32_t slot);
+bool nsn_is_stranger(const struct nsn_session *s, uint32_t slot);
+int nsn_ring(struct nsn_session *s, const struct nsn_other *other, uint32_t slot);
+void nsn_other_hold(struct nsn_other *other);
+void nsn_other_drop(struct nsn_other *other);
+void nsn_others_free(struct nsn_session *s);
+int nsn_own_place_make(struct nsn_session *s);
+void nsn_own_place_free(struct nsn_session *s);
+
 /* receive (nsn_session_receive.c) */
-int nsn_in_link(struct nsn_session *s, uint32_t slot, uint32_t generation, uint64_t link_id, int fd);
+int nsn_in_link(struct nsn_session *s, uint32_t slot, uint32_t generation, uint32_t uid, uint64_t link_id, int fd);
 int nsn_in_segment(struct nsn_session *s, uint32_t slot, uint32_t generation, uint32_t segment, uint64_t size, int fd);
 void nsn_in_peer_gone(struct nsn_session *s, uint32_t slot, uint32_t generation);
 void nsn_in_drop_all(struct nsn_session *s);

@@ -126,10 +126,12 @@ static bool named_before(const struct nsn_record_view *view, uint32_t at)
     return false;
 }
 
-static void take_back_record(struct nsn_session *s, const struct nsn_peer_out *peer, const struct nsn_record_view *view)
+/* copy: headers and payload, when they came in parts. */
+static void take_back_record(struct nsn_session *s, const struct nsn_peer_out *peer, const struct nsn_record_view *view,
+                             const uint8_t *copy)
 {
     struct nsn_segment_in *segment = NULL;
-    const uint8_t *inside = NULL;
+    const uint8_t *inside = copy;
     bool large = view->record.flags & NSN_RECORD_POOL;
     for (uint32_t i = 0; i < view->record.sid_count; i++) {
         const char *queue;
@@ -164,8 +166,20 @@ void nsn_pass_on_take_back(struct nsn_session *s, struct nsn_peer_out *peer)
         if (refers && bytes > left) /* more than was written: it is what the other scribbled */
             break;
         left -= refers ? bytes : 0;
-        if (view.record.kind == NSN_RECORD_MESSAGE && (!bytes || refers)) /* released: it has had the message, or passed it on */
-            take_back_record(s, peer, &view);
+        uint8_t *copy = NULL;
+        bool parts = view.record.flags & NSN_RECORD_PARTS;
+        if (parts) {
+            uint64_t inside = view.record.header_length + view.record.payload_length;
+            copy = inside <= nsn_link_in_behind(reader) ? malloc(inside) : NULL;
+            if (nsn_link_in_parts(reader, &view, copy) < 0) {
+                free(copy);
+                break;
+            }
+        }
+        bool whole = parts ? copy != NULL : !bytes || refers; /* released: it has had the message, or passed it on */
+        if (view.record.kind == NSN_RECORD_MESSAGE && whole)
+            take_back_record(s, peer, &view, copy);
+        free(copy);
         nsn_link_in_consume(reader);
     }
     nsn_link_in_destroy(reader);

@@ -11,6 +11,7 @@
 
 #define FORKED "this connection was made before fork(): connect again in the child"
 #define ALIGN8(n) (((n) + 7u) & ~7u)
+#define ON_THE_WAY static inline __attribute__((always_inline)) /* of every message, from several places */
 
 static bool alive(const struct nsn_session *s, uint32_t slot, uint32_t generation)
 {
@@ -99,19 +100,40 @@ void nsn_out_drop(struct nsn_session *s, struct nsn_peer_out *peer)
     }
     nsn_link_out_destroy(peer->link, s->pool);
     nsn_pass_on_forget(peer);
+    nsn_other_drop(peer->other);
     free(peer);
     if (s->page)
         NSN_GAUGE(s, links_out, s->counters.links_out - 1);
 }
 
+/* Where the consumer shows itself, and where this session says that there is something for it. False when it has gone. */
+static bool out_find_place(struct nsn_session *s, struct nsn_peer_out *peer)
+{
+    uint32_t slot = peer->slot;
+    if (nsn_load_relaxed32(&s->map.slots->slot[slot].other)) {
+        peer->other = nsn_other_find(s, slot, peer->generation);
+        if (!peer->other)
+            return false;
+        nsn_other_hold(peer->other);
+    }
+    peer->copies = nsn_load_relaxed32(&s->map.slots->slot[slot].uid) != s->uid;
+    peer->page = nsn_page_of(s, peer->other, slot);
+    peer->word = s->is_other ? &s->own_place->board[slot] : &s->map.places[slot].board[s->slot];
+    return alive(s, slot, peer->generation); /* still: then all of this was about it */
+}
+
+/* 1 and *made, or 0 when the session has gone meanwhile. */
 static int out_make(struct nsn_session *s, uint32_t slot, uint32_t generation, struct nsn_peer_out **made)
 {
     struct nsn_peer_out *peer = calloc(1, sizeof *peer);
     if (!peer)
         return nsn_fail(s, -ENOMEM, "no memory for a link");
     *peer = (struct nsn_peer_out){.slot = slot, .generation = generation, .fd = -1};
-    int result = nsn_link_out_create(&peer->link, ++s->link_ids, s->options.link_limit, &peer->fd, s->error, sizeof s->error);
-    if (result < 0) {
+    int result = 0;
+    if (out_find_place(s, peer))
+        result = nsn_link_out_create(&peer->link, ++s->link_ids, s->options.link_limit, &peer->fd, s->error, sizeof s->error);
+    if (!peer->link) {
+        nsn_other_drop(peer->other);
         free(peer);
         return result;
     }
@@ -120,7 +142,7 @@ static int out_make(struct nsn_session *s, uint32_t slot, uint32_t generation, s
     s->out[slot] = peer;
     NSN_GAUGE(s, links_out, s->counters.links_out + 1);
     if (slot == s->slot) {
-        result = nsn_in_link(s, slot, generation, nsn_link_out_id(peer->link), peer->fd);
+        result = nsn_in_link(s, slot, generation, s->uid, nsn_link_out_id(peer->link), peer->fd);
         close(peer->fd);
         peer->fd = -1;
         if (result < 0) {
@@ -133,7 +155,7 @@ static int out_make(struct nsn_session *s, uint32_t slot, uint32_t generation, s
             hand_over(s, peer);
     }
     *made = peer;
-    return 0;
+    return 1;
 }
 
 /* The link to a session, made on first use. 1 and *found; 0 when that session lives no more. */
@@ -152,8 +174,7 @@ static int out_find(struct nsn_session *s, uint32_t slot, uint32_t generation, s
         nsn_pass_on_take_back(s, peer);
         nsn_out_drop(s, peer);
     }
-    int result = out_make(s, slot, generation, found);
-    return result < 0 ? result : 1;
+    return out_make(s, slot, generation, found);
 }
 
 void nsn_out_check_taken(struct nsn_session *s)
@@ -229,7 +250,7 @@ static int show_segment(struct nsn_session *s, struct nsn_peer_out *peer, uint32
 static void ring(struct nsn_session *s, struct nsn_peer_out *peer)
 {
     NSN_COUNT(s, bells, 1);
-    peer->unrung = nsn_bell_ring(&s->ringer, s->directory, peer->slot) == -EAGAIN;
+    peer->unrung = nsn_ring(s, peer->other, peer->slot) == -EAGAIN;
     s->unrung |= peer->unrung;
 }
 
@@ -255,8 +276,15 @@ static void out_broken(struct nsn_session *s, struct nsn_peer_out *peer)
 static void announce(struct nsn_session *s, const struct nsn_peer_out *peer, bool under_way)
 {
     /* the generation, so that it differs from what an earlier session in this slot left behind */
-    uint32_t word = (nsn_link_out_tail32(peer->link) + s->generation * 2654435761u) << 1 | under_way;
-    nsn_store_release32(&s->map.places[peer->slot].board[s->slot], word); /* pairs with the acquire in look() */
+    uint32_t word = (nsn_link_out_tail32(peer->link) + s->generation * 2654435761u + peer->nudges * 40503u) << 1 | under_way;
+    nsn_store_release32(peer->word, word); /* pairs with the acquire in look() */
+}
+
+/* The consumer is to look at a link in which nothing is new: it was given up, or did not get something. */
+static void nudge(struct nsn_session *s, struct nsn_peer_out *peer)
+{
+    peer->nudges++;
+    announce(s, peer, false);
 }
 
 /* --- memory --------------------------------------------------------------------------------------------------------- */
@@ -351,7 +379,7 @@ void nsn_out_segment_gone(struct nsn_session *s, const struct nsn_segment_gone *
         nsn_link_out_commit(peer->link);
         announce(s, peer, false);
         nsn_fence(); /* pairs with nsn_sleep_begin's */
-        if (nsn_wake_due(&s->map.places[peer->slot].page, &peer->rung))
+        if (nsn_wake_due(peer->page, &peer->rung))
             ring(s, peer);
     }
     nsn_publish_leave(s);
@@ -397,19 +425,60 @@ static uint64_t next_random(struct nsn_session *s)
     return s->random * 0x2545f4914f6cdd1dull;
 }
 
-/* Most bytes that a record to one session can take in its link. */
-static uint32_t record_bound(const struct nsn_parts *parts, uint32_t sids)
+ON_THE_WAY uint64_t bytes_of(const struct nsn_parts *parts) { return parts->header_length + parts->payload_length; }
+ON_THE_WAY bool is_large(const struct nsn_parts *parts) { return parts->block || bytes_of(parts) > NSN_INLINE_MAX; }
+
+/* Another user cannot read this session's pool: a large payload goes to it through the link, in parts. */
+ON_THE_WAY bool in_parts(const struct nsn_parts *parts, const struct nsn_peer_out *peer)
 {
-    uint64_t inside = parts->header_length + parts->payload_length;
-    bool large = parts->block || inside > NSN_INLINE_MAX;
-    return ALIGN8((uint32_t)(sizeof(struct nsn_record) + ALIGN8(4 * sids) + parts->subject_length + parts->reply_length +
-                             (large ? sizeof(struct nsn_pool_ref) : inside)));
+    return peer->copies && bytes_of(parts) > NSN_INLINE_MAX;
 }
 
-static uint64_t pool_bytes(const struct nsn_parts *parts)
+/* Bytes of a record to one session, but for the payload and what stands for it. */
+ON_THE_WAY uint32_t front_bytes(const struct nsn_parts *parts, uint32_t sids)
 {
-    uint64_t inside = parts->header_length + parts->payload_length;
-    return parts->block || inside > NSN_INLINE_MAX ? inside : 0;
+    return (uint32_t)(sizeof(struct nsn_record) + ALIGN8(4 * sids) + parts->subject_length + parts->reply_length);
+}
+
+/* Most bytes that a record to one session can take in its link. */
+ON_THE_WAY uint32_t record_bound(const struct nsn_parts *parts, const struct nsn_peer_out *peer, uint32_t sids)
+{
+    bool pool = is_large(parts) && !peer->copies;
+    return ALIGN8(front_bytes(parts, sids) + (pool ? (uint32_t)sizeof(struct nsn_pool_ref) : (uint32_t)bytes_of(parts)));
+}
+
+#define PART_BYTES (NSN_PART_MAX - (uint32_t)sizeof(struct nsn_record)) /* of the payload, in each */
+
+static __attribute__((noinline)) struct nsn_need need_in_parts(const struct nsn_parts *parts, uint32_t records)
+{
+    uint32_t each = 1 + (uint32_t)((bytes_of(parts) + PART_BYTES - 1) / PART_BYTES);
+    return (struct nsn_need){.length = NSN_PART_MAX, .parts = records * each};
+}
+
+/* For so many subscriptions of one session. */
+ON_THE_WAY struct nsn_need need_of(const struct nsn_parts *parts, const struct nsn_peer_out *peer, uint32_t count)
+{
+    uint32_t records = (count + NSN_RECORD_SIDS - 1) / NSN_RECORD_SIDS;
+    if (in_parts(parts, peer))
+        return need_in_parts(parts, records);
+    uint64_t pool = is_large(parts) && !peer->copies ? bytes_of(parts) : 0;
+    uint32_t sids = count < NSN_RECORD_SIDS ? count : NSN_RECORD_SIDS;
+    return (struct nsn_need){.length = records * record_bound(parts, peer, sids), .pool = records * pool};
+}
+
+ON_THE_WAY int room_for(const struct nsn_peer_out *peer, const struct nsn_need *need)
+{
+    return need->parts ? nsn_link_out_room_for(peer->link, need->length, need->parts)
+                       : nsn_link_out_room(peer->link, need->length, need->pool);
+}
+
+/* Has the consumer ring when there is room. 1: there is now. */
+static int want_room(const struct nsn_peer_out *peer, const struct nsn_need *need)
+{
+    if (!need->parts)
+        return nsn_link_out_want(peer->link, need->length, need->pool);
+    int there = nsn_link_out_want(peer->link, need->length * need->parts, 0);
+    return there < 0 ? there : room_for(peer, need);
 }
 
 enum fitness { DEAD, STALLED, FULL, FIT };
@@ -423,8 +492,8 @@ static int fitness_of(struct nsn_session *s, const struct nsn_target *member, co
         return FIT;
     if (nsn_link_out_stalled(peer->link))
         return STALLED;
-    return nsn_link_out_room(peer->link, record_bound(parts, NSN_RECORD_SIDS), pool_bytes(parts)) == 1 &&
-           member->slot != s->over_budget_slot ? FIT : FULL;
+    struct nsn_need need = need_of(parts, peer, NSN_RECORD_SIDS);
+    return room_for(peer, &need) == 1 && member->slot != s->over_budget_slot ? FIT : FULL;
 }
 
 /* One member at random; one that has room before one that has not, a slow one last. 1, or 0 when there is none. */
@@ -505,13 +574,12 @@ static int admit(struct nsn_session *s, const struct nsn_parts *parts)
             return found;
         if (!found)
             continue;
-        uint32_t records = (count + NSN_RECORD_SIDS - 1) / NSN_RECORD_SIDS;
-        uint32_t length = records * record_bound(parts, count < NSN_RECORD_SIDS ? count : NSN_RECORD_SIDS);
+        struct nsn_need need = need_of(parts, peer, count);
         bool stalled = nsn_link_out_stalled(peer->link);
         struct nsn_group group = {.peer = peer, .first = first, .count = count, .drop = stalled, .stalled = stalled};
-        int room = group.drop ? 1 : nsn_link_out_room(peer->link, length, records * pool_bytes(parts));
+        int room = group.drop ? 1 : room_for(peer, &need);
         if (room == 0 && nsn_link_out_reap(peer->link, s->pool, true)) /* for want of references */
-            room = nsn_link_out_room(peer->link, length, records * pool_bytes(parts));
+            room = room_for(peer, &need);
         if (room == 1 && !stalled && peer->slot == s->over_budget_slot && nsn_link_out_behind(peer->link) > 0)
             room = 0;
         if (room == 1 && peer->fd >= 0 && s->state != NSN_READY && nsn_link_out_behind(peer->link) > s->options.pending_size)
@@ -526,13 +594,11 @@ static int admit(struct nsn_session *s, const struct nsn_parts *parts)
         } else if (room == 0) {
             peer->want = true;
             s->waiting = true;
-            s->wait_length = length;
-            s->wait_bytes = records * pool_bytes(parts);
-            int there = peer->slot == s->over_budget_slot ? nsn_link_out_want_memory(peer->link)
-                                                          : nsn_link_out_want(peer->link, length, s->wait_bytes);
+            peer->need = need;
+            int there = peer->slot == s->over_budget_slot ? nsn_link_out_want_memory(peer->link) : want_room(peer, &need);
             if (there == 1) { /* room, or references that have been released and are still to be taken back */
                 nsn_link_out_reap(peer->link, s->pool, true);
-                there = nsn_link_out_room(peer->link, length, s->wait_bytes);
+                there = room_for(peer, &need);
             }
             if (there != 1 || peer->slot == s->over_budget_slot)
                 verdict = -EAGAIN;
@@ -544,14 +610,13 @@ static int admit(struct nsn_session *s, const struct nsn_parts *parts)
 
 /* --- writing ---------------------------------------------------------------------------------------------------------- */
 
-static void write_record(struct nsn_peer_out *peer, const struct nsn_parts *parts, const struct nsn_target *targets,
-                         uint32_t count)
+ON_THE_WAY uint8_t *write_front(struct nsn_peer_out *peer, const struct nsn_parts *parts, const struct nsn_target *targets,
+                                uint32_t count, uint32_t length, uint8_t flags)
 {
-    uint32_t length = record_bound(parts, count);
     struct nsn_record record = {
         .length = length,
         .kind = NSN_RECORD_MESSAGE,
-        .flags = (uint8_t)(parts->flags | (parts->block ? NSN_RECORD_POOL : 0)),
+        .flags = (uint8_t)(parts->flags | flags),
         .sid_count = (uint16_t)count,
         .subject_length = parts->subject_length,
         .reply_length = parts->reply_length,
@@ -566,33 +631,84 @@ static void write_record(struct nsn_peer_out *peer, const struct nsn_parts *part
     nsn_copy_to_shared(at, &record, sizeof record);
     at += sizeof record;
     nsn_copy_to_shared(at, sids, 4 * count);
-    at += ALIGN8(4 * count);
-    if (parts->block) {
-        struct nsn_pool_ref ref = {.segment = parts->block->segment, .offset = parts->block->offset};
-        nsn_link_out_refer(peer->link, parts->block, parts->header_length + parts->payload_length, &ref);
-        nsn_copy_to_shared(at, &ref, sizeof ref);
-        at += sizeof ref;
-    }
+    return at + ALIGN8(4 * count);
+}
+
+ON_THE_WAY uint8_t *write_names(uint8_t *at, const struct nsn_parts *parts)
+{
     nsn_copy_to_shared(at, parts->subject, parts->subject_length);
     at += parts->subject_length;
     nsn_copy_to_shared(at, parts->reply, parts->reply_length);
-    at += parts->reply_length;
-    if (!parts->block) {
+    return at + parts->reply_length;
+}
+
+static void write_record(struct nsn_peer_out *peer, const struct nsn_parts *parts, const struct nsn_target *targets,
+                         uint32_t count)
+{
+    bool pool = parts->block && !peer->copies;
+    uint8_t *at = write_front(peer, parts, targets, count, record_bound(parts, peer, count), pool ? NSN_RECORD_POOL : 0);
+    if (pool) {
+        struct nsn_pool_ref ref = {.segment = parts->block->segment, .offset = parts->block->offset};
+        nsn_link_out_refer(peer->link, parts->block, bytes_of(parts), &ref);
+        nsn_copy_to_shared(at, &ref, sizeof ref);
+        at += sizeof ref;
+    }
+    at = write_names(at, parts);
+    if (!pool) {
         nsn_copy_to_shared(at, parts->headers, parts->header_length);
         nsn_copy_to_shared(at + parts->header_length, parts->payload, parts->payload_length);
     }
     nsn_link_out_commit(peer->link);
 }
 
-/* The consumer may have answered since it was found stalled, and counted without this. Then it is to look again: that is all
- * that an announcement of something under way says. */
+static void write_part(struct nsn_peer_out *peer, const struct nsn_parts *parts, uint64_t done, uint32_t bytes)
+{
+    struct nsn_record record = {.length = ALIGN8((uint32_t)sizeof record + bytes), .kind = NSN_RECORD_PART,
+                                .payload_length = bytes, .stamp = parts->stamp};
+    uint8_t *at = nsn_link_out_reserve(peer->link, record.length);
+    nsn_copy_to_shared(at, &record, sizeof record);
+    at += sizeof record;
+    if (done < parts->header_length) {
+        uint32_t headers = parts->header_length - (uint32_t)done < bytes ? parts->header_length - (uint32_t)done : bytes;
+        nsn_copy_to_shared(at, parts->headers + done, headers);
+        at += headers, bytes -= headers, done += headers;
+    }
+    if (bytes) /* done: at least header_length */
+        nsn_copy_to_shared(at, parts->payload + (done - parts->header_length), bytes);
+    nsn_link_out_append(peer->link);
+}
+
+/* Written, and not visible yet: it takes long, and is to be there as a whole, or not at all when this session dies. */
+static void write_in_parts(struct nsn_peer_out *peer, const struct nsn_parts *parts, const struct nsn_target *targets,
+                           uint32_t count)
+{
+    write_names(write_front(peer, parts, targets, count, ALIGN8(front_bytes(parts, count)), NSN_RECORD_PARTS), parts);
+    nsn_link_out_append(peer->link);
+    uint64_t all = bytes_of(parts);
+    for (uint64_t done = 0; done < all; done += PART_BYTES)
+        write_part(peer, parts, done, all - done < PART_BYTES ? (uint32_t)(all - done) : PART_BYTES);
+}
+
+/* The copies for other users come first, before anything of this publish can be seen. */
+static void write_copies(struct nsn_session *s, const struct nsn_parts *parts)
+{
+    for (uint32_t g = 0; g < s->group_count; g++) {
+        const struct nsn_group *group = &s->groups[g];
+        for (uint32_t i = 0; !group->drop && in_parts(parts, group->peer) && i < group->count; i += NSN_RECORD_SIDS) {
+            uint32_t left = group->count - i;
+            write_in_parts(group->peer, parts, &s->plan[group->first + i], left < NSN_RECORD_SIDS ? left : NSN_RECORD_SIDS);
+        }
+    }
+}
+
+/* The consumer may have answered since it was found stalled, and counted without this. Then it is to look again. */
 static void drop_for_stalled(struct nsn_session *s, struct nsn_group *group)
 {
     nsn_link_out_drop(group->peer->link, group->count);
     nsn_fence(); /* pairs with the one in nsn_link_in_acknowledge_stall: it has seen this drop, or we see its answer */
     group->late = !nsn_link_out_stalled(group->peer->link);
     if (group->late)
-        announce(s, group->peer, true);
+        nudge(s, group->peer);
 }
 
 /* Returns for how many subscriptions. */
@@ -603,11 +719,13 @@ static int write_plan(struct nsn_session *s, const struct nsn_parts *parts)
     for (uint32_t g = 1; g < s->group_count; g++) /* ordered before the first record by its release store */
         if (!s->groups[g].drop)
             announce(s, s->groups[g].peer, true);
+    if (is_large(parts))
+        write_copies(s, parts);
     for (uint32_t g = 0; g < s->group_count; g++) {
         struct nsn_group *group = &s->groups[g];
         struct nsn_peer_out *peer = group->peer;
         reached += (int)group->count;
-        if (!group->drop && parts->block && show_segment(s, peer, parts->block->segment) < 0) {
+        if (!group->drop && parts->block && !peer->copies && show_segment(s, peer, parts->block->segment) < 0) {
             group->drop = true;
             announce(s, peer, false);
         }
@@ -617,7 +735,12 @@ static int write_plan(struct nsn_session *s, const struct nsn_parts *parts)
                 drop_for_stalled(s, group);
             continue;
         }
-        for (uint32_t i = 0; i < group->count; i += NSN_RECORD_SIDS) {
+        bool written = in_parts(parts, peer);
+        if (written) {
+            nsn_link_out_reveal(peer->link);
+            records += (group->count + NSN_RECORD_SIDS - 1) / NSN_RECORD_SIDS;
+        }
+        for (uint32_t i = 0; !written && i < group->count; i += NSN_RECORD_SIDS) {
             uint32_t left = group->count - i;
             write_record(peer, parts, &s->plan[group->first + i], left < NSN_RECORD_SIDS ? left : NSN_RECORD_SIDS);
             records++;
@@ -641,9 +764,18 @@ static void wake_plan(struct nsn_session *s)
     nsn_fence(); /* pairs with nsn_sleep_begin's: the sleeper sees the board, or we see its number */
     for (uint32_t g = 0; g < s->group_count; g++) {
         struct nsn_peer_out *peer = s->groups[g].peer;
-        if ((!s->groups[g].drop || s->groups[g].late) && nsn_wake_due(&s->map.places[peer->slot].page, &peer->rung))
+        if ((!s->groups[g].drop || s->groups[g].late) && nsn_wake_due(peer->page, &peer->rung))
             ring(s, peer);
     }
+}
+
+/* Somebody is to read the payload where it lies. */
+static bool needs_block(const struct nsn_session *s, const struct nsn_parts *parts)
+{
+    bool needs = false;
+    for (uint32_t g = 0; is_large(parts) && !parts->block && g < s->group_count && !needs; g++)
+        needs = !s->groups[g].peer->copies && !s->groups[g].drop;
+    return needs;
 }
 
 /* queue NULL: to everybody who is interested. Else to one member of that queue group. */
@@ -666,8 +798,7 @@ static int deliver(struct nsn_session *s, struct nsn_parts *parts, const char *q
         }
         if (result >= 0)
             result = admit(s, parts);
-        bool large = !parts->block && parts->header_length + parts->payload_length > NSN_INLINE_MAX;
-        if (result < 0 || !s->group_count || !large) {
+        if (result < 0 || !s->group_count || !needs_block(s, parts)) {
             if (result >= 0)
                 result = s->group_count ? write_plan(s, parts) : 0;
             else
@@ -762,9 +893,13 @@ int nsn_publish_give_up(struct nsn_session *s)
         peer->want = false;
         nsn_link_out_unwant(peer->link);
         if (!s->waiting_pool && peer->slot != s->over_budget_slot &&
-            nsn_link_out_room(peer->link, s->wait_length, s->wait_bytes) == 1)
+            room_for(peer, &peer->need) == 1)
             continue;
         nsn_link_out_stall(peer->link);
+        nudge(s, peer); /* it may have read the link to its end just now, and look at it no more */
+        nsn_fence();    /* pairs with nsn_sleep_begin's */
+        if (nsn_wake_due(peer->page, &peer->rung))
+            ring(s, peer);
         struct nsn_event event = {.kind = NSN_EVENT_GAVE_UP, .slot = peer->slot, .number = nsn_link_out_behind(peer->link)};
         snprintf(event.text, sizeof event.text, "the subscriber in slot %u did not read for the whole write deadline: its "
                  "messages are dropped until it does", peer->slot);
@@ -791,7 +926,7 @@ static bool space_now(struct nsn_session *s)
     check_budget(s);
     for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
         if (peer->want && alive(s, peer->slot, peer->generation) &&
-            (nsn_link_out_room(peer->link, s->wait_length, s->wait_bytes) == 0 || peer->slot == s->over_budget_slot))
+            (room_for(peer, &peer->need) == 0 || peer->slot == s->over_budget_slot))
             return false;
     return true;
 }

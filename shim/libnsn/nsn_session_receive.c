@@ -75,6 +75,7 @@ static void in_drop(struct nsn_session *s, struct nsn_peer_in *peer)
         nsn_segment_in_drop(peer->segments[i]);
     free(peer->segments);
     nsn_link_in_destroy(peer->link);
+    nsn_other_drop(peer->other);
     free(peer);
     if (s->page)
         NSN_GAUGE(s, links_in, s->in_count);
@@ -94,6 +95,8 @@ static void in_broken(struct nsn_session *s, struct nsn_peer_in *peer, const cha
     NSN_COUNT(s, link_errors, 1);
     if (s->in[peer->slot] == peer)
         s->in_vain[peer->slot] = peer->generation;
+    if (peer->other)
+        peer->other->in_vain = true;
     in_drop(s, peer);
 }
 
@@ -110,7 +113,22 @@ static int map_link(struct nsn_session *s, struct nsn_peer_in *peer, uint64_t li
     return nsn_link_in_map(&peer->link, fd, link_id, s->error, sizeof s->error);
 }
 
-int nsn_in_link(struct nsn_session *s, uint32_t slot, uint32_t generation, uint64_t link_id, int fd)
+/* A link from an other that lives is of use only while its board can be seen. */
+static int in_find_place(struct nsn_session *s, struct nsn_peer_in *peer, uint32_t uid)
+{
+    peer->stranger = uid != s->uid;
+    if (uid != s->node_uid) {
+        peer->other = nsn_other_find(s, peer->slot, peer->generation);
+        if (!peer->other && nsn_load_acquire(&s->map.slots->slot[peer->slot].alive) == peer->generation)
+            return nsn_fail(s, s->others_number == nsn_load_relaxed(&s->map.slots->others) ? -EPROTO : -ENOMEM,
+                            "the place of the publisher in slot %u cannot be attached", peer->slot);
+        nsn_other_hold(peer->other);
+    }
+    peer->page = nsn_page_of(s, peer->other, peer->slot);
+    return 0;
+}
+
+int nsn_in_link(struct nsn_session *s, uint32_t slot, uint32_t generation, uint32_t uid, uint64_t link_id, int fd)
 {
     if (fd < 0)
         return -EMFILE;
@@ -131,12 +149,15 @@ int nsn_in_link(struct nsn_session *s, uint32_t slot, uint32_t generation, uint6
         return nsn_fail(s, -ENOMEM, "no memory for a link");
     peer->slot = slot;
     peer->generation = generation;
-    int result = map_link(s, peer, link_id, fd);
+    int result = in_find_place(s, peer, uid);
+    if (result == 0)
+        result = map_link(s, peer, link_id, fd);
     if (result < 0) {
         struct nsn_event event = {.kind = NSN_EVENT_LINK_BROKEN, .slot = slot, .error = result};
         snprintf(event.text, sizeof event.text, "%.150s", s->error);
         nsn_post_event(s, &event);
         NSN_COUNT(s, link_errors, 1);
+        nsn_other_drop(peer->other);
         free(peer);
         return result;
     }
@@ -145,7 +166,10 @@ int nsn_in_link(struct nsn_session *s, uint32_t slot, uint32_t generation, uint6
     s->in[slot] = peer;
     s->in_count++;
     NSN_GAUGE(s, links_in, s->in_count);
-    s->board_seen[slot] = nsn_load_acquire32(&s->board[slot]) ^ 1u << 31; /* to be looked at: a message may be under way */
+    if (peer->other) /* to be looked at: a message may be under way */
+        peer->other->seen = nsn_load_acquire32(&peer->other->place->board[s->slot]) ^ 1u << 31;
+    else
+        s->board_seen[slot] = nsn_load_acquire32(&s->board[slot]) ^ 1u << 31;
     activate(s, peer);
     return 0;
 }
@@ -165,6 +189,10 @@ int nsn_in_segment(struct nsn_session *s, uint32_t slot, uint32_t generation, ui
         return -EMFILE;
     if (!peer || peer->generation != generation || segment_place(peer, segment))
         return 0;
+    if (peer->stranger) {
+        in_broken(s, peer, "it hands over memory of another user's");
+        return nsn_fail(s, -EPROTO, "slot %u hands over a pool segment, and is another user's", slot);
+    }
     if (peer->segment_count >= 4 * NSN_POOL_SEGMENTS) {
         in_broken(s, peer, "it hands over more pool segments than there can be");
         return nsn_fail(s, -EPROTO, "slot %u hands over more pool segments than there can be", slot);
@@ -252,10 +280,22 @@ static bool stands_still(struct nsn_session *s, struct nsn_peer_in *peer, uint64
     return peer->hold_stopped;
 }
 
+/* Another user's publisher may say that it is inside for ever: that holds for a while, and then not for some time. */
+static bool may_hold(struct nsn_peer_in *peer, uint64_t now)
+{
+    if (!peer->held_since || now - peer->held_since > NSN_STRANGER_REST_NS)
+        peer->held_since = now;
+    return now - peer->held_since < NSN_STRANGER_HOLD_NS;
+}
+
 /* A message is under way from a publisher that has a link to this session. True while it is to be waited for. */
 static bool under_way(struct nsn_session *s, struct nsn_peer_in *peer, uint64_t now)
 {
-    uint64_t inside = nsn_load_acquire(&s->map.places[peer->slot].page.publishing);
+    uint64_t inside = nsn_load_acquire(&peer->page->publishing);
+    if (peer->stranger && !inside)
+        peer->held_since = 0;
+    else if (peer->stranger && !may_hold(peer, now))
+        return false;
     if (!inside || nsn_load_acquire(&s->map.slots->slot[peer->slot].alive) != peer->generation)
         return false; /* it has just been written, or never will be */
     uint64_t age = inside < now ? now - inside : 0;
@@ -266,42 +306,100 @@ static bool under_way(struct nsn_session *s, struct nsn_peer_in *peer, uint64_t 
     return true;
 }
 
+static bool is_in_vain(const struct nsn_session *s, const struct nsn_other *other, uint32_t slot, uint64_t now)
+{
+    if (!other)
+        return nsn_load_relaxed(&s->map.slots->slot[slot].generation) == s->in_vain[slot];
+    bool impatient = s->strangers_vain_since && now - s->strangers_vain_since < NSN_STRANGER_VAIN_NS;
+    return other->in_vain || (other->stranger && impatient);
+}
+
+/* One publisher's word has changed: activates its link. True when its link is announced, and not here yet. */
+static inline __attribute__((always_inline)) bool look_at(struct nsn_session *s, const struct nsn_other *other, uint32_t slot,
+                                                          const uint32_t *said, uint32_t *seen, uint64_t now)
+{
+    uint32_t word = nsn_load_acquire32(said); /* pairs with announce(): behind the link's tail */
+    struct nsn_peer_in *peer = s->in[slot];
+    uint64_t lives = peer ? nsn_load_acquire(&s->map.slots->slot[slot].alive) : 0;
+    if (peer && (!lives || lives == peer->generation)) {
+        activate(s, peer);
+        bool waited_for = false;
+        uint32_t last = 0;
+        for (int looks = 0; word & 1 && word != last && !waited_for && looks < LOOKS_MOST; looks++) {
+            waited_for = under_way(s, peer, now);
+            last = word;
+            word = nsn_load_acquire32(said); /* the publish was over: final, or the next one's */
+        }
+        if (!waited_for)
+            *seen = word;
+        return false;
+    }
+    if (peer) /* also of a session that has ended: its link may still be on its way */
+        activate(s, peer);
+    if (!is_in_vain(s, other, slot, now))
+        return true;
+    *seen = word;
+    return false;
+}
+
+static __attribute__((noinline)) bool look_at_others(struct nsn_session *s, uint64_t now, bool *by_strangers)
+{
+    bool announced = false;
+    for (uint32_t i = 0; i < s->other_count; i++) {
+        struct nsn_other *other = s->others[i];
+        const uint32_t *said = &other->place->board[s->slot];
+        if (nsn_load_relaxed32(said) == other->seen || !look_at(s, other, other->slot, said, &other->seen, now))
+            continue;
+        announced |= !other->stranger;
+        *by_strangers |= other->stranger;
+    }
+    return announced;
+}
+
 /* Looks over the board: activates the links that have changed, notes what is under way. now: a reading of the clock. */
 static void look(struct nsn_session *s, uint64_t now)
 {
     uint32_t slots = slots_in_use(s);
-    bool announced = false;
+    bool announced = false, by_strangers = false;
     s->latest = now;
-    for (uint32_t slot = 0; slot < slots; slot++) {
-        if (nsn_load_relaxed32(&s->board[slot]) == s->board_seen[slot])
-            continue;
-        uint32_t word = nsn_load_acquire32(&s->board[slot]); /* pairs with announce(): behind the link's tail */
-        struct nsn_peer_in *peer = s->in[slot];
-        uint64_t lives = peer ? nsn_load_acquire(&s->map.slots->slot[slot].alive) : 0;
-        if (peer && (!lives || lives == peer->generation)) {
-            activate(s, peer);
-            bool waited_for = false;
-            uint32_t last = 0;
-            for (int looks = 0; word & 1 && word != last && !waited_for && looks < LOOKS_MOST; looks++) {
-                waited_for = under_way(s, peer, now);
-                last = word;
-                word = nsn_load_acquire32(&s->board[slot]); /* the publish was over: final, or the next one's */
-            }
-            if (!waited_for)
-                s->board_seen[slot] = word;
-        } else { /* also of a session that has ended: its link may still be on its way */
-            if (peer)
-                activate(s, peer);
-            if (nsn_load_relaxed(&s->map.slots->slot[slot].generation) == s->in_vain[slot])
-                s->board_seen[slot] = word;
-            else
-                announced = true;
-        }
-    }
-    if (!announced)
+    for (uint32_t slot = 0; slot < slots; slot++)
+        if (nsn_load_relaxed32(&s->board[slot]) != s->board_seen[slot])
+            announced |= look_at(s, NULL, slot, &s->board[slot], &s->board_seen[slot], now);
+    if (nsn_load_acquire(&s->map.slots->others) != s->others_number) /* pairs with others_changed in nsn_slots.c */
+        nsn_others_renew(s, false);
+    if (s->other_count)
+        announced |= look_at_others(s, now, &by_strangers);
+    if (s->others_ended)
+        nsn_others_drop_ended(s);
+    s->announced_by_strangers = by_strangers && !announced;
+    if (!announced && !by_strangers)
         s->announced_since = 0;
     else if (!s->announced_since)
         s->announced_since = now;
+}
+
+/* Announced links are not waited for any more. */
+static void give_announced_up(struct nsn_session *s, uint64_t now)
+{
+    uint32_t slots = slots_in_use(s);
+    for (uint32_t slot = 0; slot < slots; slot++)
+        if (!s->in[slot] || nsn_load_acquire(&s->map.slots->slot[slot].alive) != s->in[slot]->generation) {
+            uint32_t word = nsn_load_acquire32(&s->board[slot]);
+            if (word != s->board_seen[slot])
+                s->in_vain[slot] = nsn_load_relaxed(&s->map.slots->slot[slot].generation);
+            s->board_seen[slot] = word;
+        }
+    for (uint32_t i = 0; i < s->other_count; i++) {
+        struct nsn_other *other = s->others[i];
+        uint32_t word = nsn_load_acquire32(&other->place->board[s->slot]);
+        if (word == other->seen || (s->in[other->slot] && s->in[other->slot]->generation == other->generation))
+            continue;
+        other->in_vain = true;
+        other->seen = word;
+        if (other->stranger)
+            s->strangers_vain_since = now;
+    }
+    s->announced_since = 0;
 }
 
 /* True while a link is announced on the board that nsnd has not brought yet, unless it has been so for too long. */
@@ -316,17 +414,10 @@ bool nsn_in_announced(struct nsn_session *s, uint64_t now)
     if (!s->announced_since)
         return false;
     uint64_t waited = now - s->announced_since;
-    if (s->control >= 0 && (waited < NSN_HANDOVER_NS || (waited < NSN_HANDOVER_MOST_NS && !is_stopped(s->node_pid))))
+    bool patient = waited < NSN_HANDOVER_MOST_NS && !s->announced_by_strangers && !is_stopped(s->node_pid);
+    if (s->control >= 0 && (waited < NSN_HANDOVER_NS || patient))
         return true;
-    uint32_t slots = slots_in_use(s);
-    for (uint32_t slot = 0; slot < slots; slot++)
-        if (!s->in[slot] || nsn_load_acquire(&s->map.slots->slot[slot].alive) != s->in[slot]->generation) {
-            uint32_t word = nsn_load_acquire32(&s->board[slot]);
-            if (word != s->board_seen[slot])
-                s->in_vain[slot] = nsn_load_relaxed(&s->map.slots->slot[slot].generation);
-            s->board_seen[slot] = word;
-        }
-    s->announced_since = 0;
+    give_announced_up(s, now);
     return false;
 }
 
@@ -363,7 +454,7 @@ static void ring_if_wanted(struct nsn_session *s, struct nsn_peer_in *peer)
 {
     if (nsn_link_in_publish(peer->link)) {
         NSN_COUNT(s, bells, 1);
-        nsn_bell_ring(&s->ringer, s->directory, peer->slot);
+        nsn_ring(s, peer->other, peer->slot);
     }
 }
 
@@ -389,7 +480,9 @@ void nsn_large_release(struct nsn_session *s, uint32_t large)
             nsn_link_in_release(entry->peer->link, entry->ref, entry->use);
             ring_if_wanted(s, entry->peer);
         }
-        nsn_segment_in_drop(entry->segment);
+        if (entry->segment)
+            nsn_segment_in_drop(entry->segment);
+        free(entry->copy);
         *entry = (struct nsn_large){.next_free = s->large_free};
         s->large_free = large;
     }
@@ -462,7 +555,7 @@ static uint32_t took(struct nsn_session *s, struct nsn_subscription *subscriptio
 
 /* Copies what goes into the blob; returns its offset. The producer may change these bytes while they are copied: whatever
  * comes out is what this session sees, once. */
-static uint32_t to_blob(struct batch *batch, const struct nsn_record_view *view, bool large)
+static inline __attribute__((always_inline)) uint32_t to_blob(struct batch *batch, const struct nsn_record_view *view, bool large)
 {
     const struct nsn_record *record = &view->record;
     uint32_t offset = (uint32_t)batch->used;
@@ -481,6 +574,48 @@ static uint32_t to_blob(struct batch *batch, const struct nsn_record_view *view,
     return offset;
 }
 
+/* Another user's publisher may name any subscription; it gets to those only what they are for. */
+static bool is_for(const struct nsn_subscription *subscription, const char *subject, size_t length)
+{
+    return nsn_subject_routable(subject, length) &&
+           nsn_pattern_matches(subscription->names, subscription->pattern_length, subject, length);
+}
+
+/* Sets *handle to a new large message, or leaves it when there is no memory for that. */
+static __attribute__((noinline)) void lend(struct nsn_session *s, struct nsn_peer_in *peer, const struct nsn_record_view *view, struct nsn_segment_in *segment,
+                 const uint8_t *inside, uint8_t **copy, uint32_t *handle)
+{
+    *handle = large_take(s);
+    if (*handle == UINT32_MAX) {
+        NSN_COUNT(s, discarded, 1);
+    } else if (*copy) {
+        s->larges[*handle] = (struct nsn_large){.data = *copy, .copy = *copy};
+        *copy = NULL;
+    } else {
+        nsn_segment_in_hold(segment);
+        s->larges[*handle] = (struct nsn_large){.peer = peer, .segment = segment, .data = inside, .ref = view->pool_ref.ref,
+                                                .use = view->pool_ref.use};
+        peer->larges++;
+    }
+}
+
+/* Gathers a message that came in parts. 1, 0 when there was no memory for it (it is passed over), -EPROTO. */
+static __attribute__((noinline)) int gather_parts(struct nsn_peer_in *peer, const struct nsn_record_view *view, uint8_t **copy)
+{
+    uint64_t bytes = view->record.header_length + view->record.payload_length;
+    if (bytes > nsn_link_in_behind(peer->link))
+        return -EPROTO;
+    *copy = malloc(bytes);
+    int result = nsn_link_in_parts(peer->link, view, *copy);
+    if (result == 1 && !*copy)
+        return 0;
+    if (result < 0) {
+        free(*copy);
+        *copy = NULL;
+    }
+    return result;
+}
+
 /* 1: consumed. 0: no room in the batch, or it must wait. -EPROTO. */
 static int take_record(struct nsn_session *s, struct nsn_peer_in *peer, const struct nsn_record_view *view, struct batch *batch)
 {
@@ -491,14 +626,27 @@ static int take_record(struct nsn_session *s, struct nsn_peer_in *peer, const st
     }
     if (record->kind != NSN_RECORD_MESSAGE)
         return -EPROTO;
-    bool large = record->flags & NSN_RECORD_POOL;
+    bool pool = record->flags & NSN_RECORD_POOL, parts = record->flags & NSN_RECORD_PARTS, large = pool || parts;
+    if (pool && peer->stranger) /* nor can it have any of this session's user */
+        return -EPROTO;
     size_t need = (size_t)record->subject_length + record->reply_length +
                   (large ? 0 : record->header_length + record->payload_length);
     if (batch->count + record->sid_count > batch->most || batch->used + need > batch->size)
         return 0;
     struct nsn_segment_in *segment = NULL;
     const uint8_t *inside = NULL;
-    if (large) {
+    uint8_t *copy = NULL;
+    if (parts) {
+        int found = gather_parts(peer, view, &copy);
+        if (found < 0)
+            return found;
+        if (!found) {
+            NSN_COUNT(s, discarded, record->sid_count);
+            return 1;
+        }
+        inside = copy;
+    }
+    if (pool) {
         int found = find_inside(peer, view, &segment);
         if (found < 0)
             return found;
@@ -514,26 +662,29 @@ static int take_record(struct nsn_session *s, struct nsn_peer_in *peer, const st
         inside = segment->data + view->pool_ref.offset;
     }
     uint32_t offset = UINT32_MAX, handle = UINT32_MAX, takers = 0;
+    size_t used = batch->used;
+    if (peer->stranger)
+        offset = to_blob(batch, view, large);
     for (uint32_t i = 0; i < record->sid_count; i++) {
         struct nsn_subscription *passes, *subscription = taker(s, view->sids[i], &passes);
-        if (passes && named_before(view, i))
+        if (passes && named_before(view, i)) {
+            free(copy);
             return -EPROTO;
+        }
         if (passes)
             pass_on(s, passes, view, inside);
         if (!subscription)
             continue;
+        if (peer->stranger && !is_for(subscription, (const char *)batch->blob + offset, record->subject_length)) {
+            NSN_COUNT(s, discarded, 1);
+            continue;
+        }
         if (offset == UINT32_MAX)
             offset = to_blob(batch, view, large);
         if (large && handle == UINT32_MAX) {
-            handle = large_take(s);
-            if (handle == UINT32_MAX) {
-                NSN_COUNT(s, discarded, 1);
+            lend(s, peer, view, segment, inside, &copy, &handle);
+            if (handle == UINT32_MAX)
                 continue;
-            }
-            nsn_segment_in_hold(segment);
-            s->larges[handle] = (struct nsn_large){.peer = peer, .segment = segment, .data = inside,
-                                                   .ref = view->pool_ref.ref, .use = view->pool_ref.use};
-            peer->larges++;
         }
         if (large)
             s->larges[handle].holds++;
@@ -549,8 +700,11 @@ static int take_record(struct nsn_session *s, struct nsn_peer_in *peer, const st
             .large = handle,
         };
     }
-    if (large && handle == UINT32_MAX)
+    if (pool && handle == UINT32_MAX)
         nsn_link_in_release(peer->link, view->pool_ref.ref, view->pool_ref.use);
+    free(copy); /* nobody took it */
+    if (!takers)
+        batch->used = used;
     s->counters.messages_in += takers;
     batch->bytes += record->payload_length;
     s->counters.bytes_in += takers * (record->header_length + record->payload_length);
@@ -568,14 +722,25 @@ static void discard(struct nsn_session *s, struct nsn_peer_in *peer, uint64_t ma
             segment_gone(peer, view.pool_ref.segment);
         } else {
             struct nsn_segment_in *segment = NULL;
+            uint8_t *copy = NULL;
             bool large = view.record.flags & NSN_RECORD_POOL;
             bool readable = !large || find_inside(peer, &view, &segment) == 1;
+            if ((large && peer->stranger) || view.record.kind != NSN_RECORD_MESSAGE)
+                result = -EPROTO;
+            else if (view.record.flags & NSN_RECORD_PARTS) {
+                result = gather_parts(peer, &view, &copy);
+                readable = result == 1;
+            }
+            if (result < 0)
+                break;
+            const uint8_t *inside = large && readable ? segment->data + view.pool_ref.offset : copy;
             for (uint32_t i = 0; i < view.record.sid_count; i++) {
                 const struct nsn_subscription *subscription = nsn_subscription_find(s, view.sids[i]);
                 messages++;
                 if (subscription && subscription->queue_length && readable && s->passing_bytes < NSN_PASSING_BYTES)
-                    pass_on(s, subscription, &view, large ? segment->data + view.pool_ref.offset : NULL);
+                    pass_on(s, subscription, &view, inside);
             }
+            free(copy);
             if (large)
                 nsn_link_in_release(peer->link, view.pool_ref.ref, view.pool_ref.use);
         }
@@ -774,6 +939,9 @@ static bool is_quiet(const struct nsn_session *s)
     uint32_t slots = slots_in_use(s);
     for (uint32_t slot = 0; slot < slots; slot++)
         if (nsn_load_relaxed32(&s->board[slot]) != s->board_seen[slot])
+            return false;
+    for (uint32_t i = 0; i < s->other_count; i++)
+        if (nsn_load_relaxed32(&s->others[i]->place->board[s->slot]) != s->others[i]->seen)
             return false;
     return true;
 }

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "nsn_error.h"
+#include "nsn_place.h"
 #include "nsn_shared.h"
 
 _Static_assert(sizeof(struct nsn_slot) == 64, "a slot is a cache line");
@@ -17,6 +18,7 @@ _Static_assert(sizeof(struct nsn_slots_file) == 4096 + NSN_SLOTS_MAX * sizeof(st
 _Static_assert(sizeof(struct nsn_page) == 4096, "one writer a page");
 _Static_assert(sizeof(struct nsn_place) % 4096 == 0, "places can be punched");
 
+#define FILE_MODE 0644 /* whom the directory lets in may read */
 #define SLOTS_SIZE sizeof(struct nsn_slots_file)
 #define PAGES_SIZE (NSN_SLOTS_MAX * sizeof(struct nsn_place))
 
@@ -25,6 +27,8 @@ struct nsn_slots {
     struct nsn_place *places;
     int directory_fd, pages_fd;
     uint32_t highest;
+    uint64_t others;
+    const struct nsn_place *other[NSN_SLOTS_MAX]; /* places of others, attached; NULL: none, or it is gone */
     struct nsn_slot slot[NSN_SLOTS_MAX]; /* what nsnd itself goes by; the file is for the others */
 };
 
@@ -88,10 +92,10 @@ static int check_header(const struct nsn_slots_file *file, char *error, size_t e
 static int create(int directory_fd, const char *name, size_t size, size_t allocated)
 {
     unlinkat(directory_fd, name, 0);
-    int fd = openat(directory_fd, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    int fd = openat(directory_fd, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, FILE_MODE);
     if (fd < 0)
         return -errno;
-    if (ftruncate(fd, (off_t)size) == 0 && (!allocated || fallocate(fd, 0, 0, (off_t)allocated) == 0))
+    if (fchmod(fd, FILE_MODE) == 0 && ftruncate(fd, (off_t)size) == 0 && (!allocated || fallocate(fd, 0, 0, (off_t)allocated) == 0))
         return fd;
     int result = -errno;
     unlinkat(directory_fd, name, 0);
@@ -145,6 +149,11 @@ static int create_missing(int directory_fd, char *error, size_t error_size)
 
 /* --- nsnd's side -------------------------------------------------------------------------------------------------- */
 
+static void others_changed(struct nsn_slots *slots)
+{
+    nsn_store_release(&slots->file->others, ++slots->others); /* pairs with the acquire load in nsn_others_look */
+}
+
 static int take_over(struct nsn_slots *slots, char *error, size_t error_size)
 {
     uint64_t highest = nsn_load_acquire(&slots->file->highest); /* by an nsnd before this one */
@@ -152,13 +161,20 @@ static int take_over(struct nsn_slots *slots, char *error, size_t error_size)
         return nsn_explain(error, error_size, -EPROTO, "slots says that %llu slots were used, of %d", (unsigned long long)highest,
                            NSN_SLOTS_MAX);
     slots->highest = (uint32_t)highest;
+    slots->others = slots->file->others;
     memcpy(slots->slot, slots->file->slot, sizeof(slots->slot));
+    bool others = false;
     for (uint32_t i = 0; i < NSN_SLOTS_MAX; i++) {
         const struct nsn_slot *slot = &slots->slot[i];
         if (slot->alive && (slot->alive != slot->generation || i >= slots->highest))
             return nsn_explain(error, error_size, -EPROTO,
                                "slot %u is broken: end the programs that use this application ID and remove its directory", i);
+        others |= slot->alive && slot->other;
+        if (slot->alive && slot->other) /* one that is gone cannot be attached, and its process is found dead by the caller */
+            nsn_place_attach(&slots->other[i], slot->segment, slot->uid, 0, error, error_size);
     }
+    if (others) /* the nsnd before this one may have died just before it said so */
+        others_changed(slots);
     return 0;
 }
 
@@ -224,6 +240,9 @@ void nsn_slots_close(struct nsn_slots *slots)
 {
     if (!slots)
         return;
+    for (uint32_t i = 0; i < NSN_SLOTS_MAX; i++)
+        if (slots->other[i])
+            nsn_place_detach(slots->other[i]);
     if (slots->file)
         munmap(slots->file, SLOTS_SIZE);
     if (slots->places)
@@ -239,7 +258,10 @@ const struct nsn_slots_file *nsn_slots_view(const struct nsn_slots *slots) { ret
 
 struct nsn_place *nsn_slots_place(const struct nsn_slots *slots, uint32_t slot)
 {
-    return slot < NSN_SLOTS_MAX ? &slots->places[slot] : NULL;
+    if (slot >= NSN_SLOTS_MAX)
+        return NULL;
+    bool other = slots->slot[slot].alive && slots->slot[slot].other;
+    return other ? (struct nsn_place *)(uintptr_t)slots->other[slot] : &slots->places[slot];
 }
 
 /* Zeroes a place, and allocates it: a write into a hole of a full file system is SIGBUS for whoever makes it. */
@@ -266,10 +288,11 @@ static void write_slot(struct nsn_slot *shared, const struct nsn_slot *slot)
     nsn_store_relaxed(&shared->start_time, slot->start_time);
     nsn_store_relaxed32(&shared->pid, slot->pid);
     nsn_store_relaxed32(&shared->uid, slot->uid);
+    nsn_store_relaxed32((uint32_t *)&shared->segment, (uint32_t)slot->segment);
+    nsn_store_relaxed32(&shared->other, slot->other);
 }
 
-int nsn_slots_claim(struct nsn_slots *slots, const uint64_t identity[2], uint32_t pid, uint64_t start_time, uint32_t uid,
-                    uint32_t *generation)
+static int claim(struct nsn_slots *slots, struct nsn_slot wanted, const struct nsn_place *place, uint32_t *generation)
 {
     uint32_t number = 0;
     while (number < slots->highest && slots->slot[number].alive)
@@ -281,14 +304,41 @@ int nsn_slots_claim(struct nsn_slots *slots, const uint64_t identity[2], uint32_
         return result;
     struct nsn_slot *slot = &slots->slot[number], *shared = &slots->file->slot[number];
     uint64_t next = generation_after(slot->generation);
-    *slot = (struct nsn_slot){.alive = next, .generation = next, .identity = {identity[0], identity[1]}, .start_time = start_time,
-                              .pid = pid, .uid = uid};
+    wanted.alive = wanted.generation = next;
+    *slot = wanted;
+    slots->other[number] = place;
     write_slot(shared, slot);
     if (number == slots->highest)
         nsn_store_release(&slots->file->highest, ++slots->highest); /* pairs with the acquire load of whoever scans */
     nsn_store_release(&shared->alive, next); /* pairs with the acquire load of whoever asks whether the session lives */
+    if (place)
+        others_changed(slots); /* before the session knows of its slot, and so before it can say anything to anybody */
     *generation = (uint32_t)next;
     return (int)number;
+}
+
+int nsn_slots_claim(struct nsn_slots *slots, const uint64_t identity[2], uint32_t pid, uint64_t start_time, uint32_t uid,
+                    uint32_t *generation)
+{
+    struct nsn_slot slot = {.identity = {identity[0], identity[1]}, .start_time = start_time, .pid = pid, .uid = uid};
+    return claim(slots, slot, NULL, generation);
+}
+
+int nsn_slots_claim_other(struct nsn_slots *slots, const uint64_t identity[2], uint32_t pid, uint64_t start_time, uint32_t uid,
+                          int32_t segment, uint32_t *generation, char *error, size_t error_size)
+{
+    const struct nsn_place *place;
+    struct nsn_slot slot = {.identity = {identity[0], identity[1]}, .start_time = start_time, .pid = pid, .uid = uid,
+                            .segment = segment, .other = 1};
+    int result = nsn_place_attach(&place, segment, uid, pid, error, error_size);
+    if (result < 0)
+        return result;
+    result = claim(slots, slot, place, generation);
+    if (result < 0) {
+        nsn_place_detach(place);
+        return nsn_explain(error, error_size, result, "no place for a session: %s", strerror(-result));
+    }
+    return result;
 }
 
 int nsn_slots_find(const struct nsn_slots *slots, const uint64_t identity[2])
@@ -306,7 +356,14 @@ void nsn_slots_free_slot(struct nsn_slots *slots, uint32_t slot)
     if (slot >= slots->highest)
         return;
     slots->slot[slot].alive = 0;
-    nsn_store_release(&slots->file->slot[slot].alive, 0); /* pairs as in nsn_slots_claim */
+    nsn_store_release(&slots->file->slot[slot].alive, 0); /* pairs as in claim */
+    if (!slots->slot[slot].other)
+        return;
+    slots->slot[slot].other = 0;
+    if (slots->other[slot])
+        nsn_place_detach(slots->other[slot]);
+    slots->other[slot] = NULL;
+    others_changed(slots);
 }
 
 void nsn_slots_acknowledge(struct nsn_slots *slots, uint32_t slot, uint64_t sequence)
@@ -331,7 +388,7 @@ static int map_named(int directory_fd, const char *name, size_t size, int protec
     return result ? nsn_explain(error, error_size, result, "%s cannot be mapped: %s", name, strerror(-result)) : 0;
 }
 
-int nsn_slots_map(struct nsn_slots_map *map, const char *directory, char *error, size_t error_size)
+int nsn_slots_map(struct nsn_slots_map *map, const char *directory, bool other, char *error, size_t error_size)
 {
     void *slots = NULL, *places = NULL;
     *map = (struct nsn_slots_map){NULL, NULL};
@@ -342,7 +399,7 @@ int nsn_slots_map(struct nsn_slots_map *map, const char *directory, char *error,
     if (!result)
         result = check_header(slots, error, error_size);
     if (!result)
-        result = map_named(directory_fd, "pages", PAGES_SIZE, PROT_READ | PROT_WRITE, &places, error, error_size);
+        result = map_named(directory_fd, "pages", PAGES_SIZE, other ? PROT_READ : PROT_READ | PROT_WRITE, &places, error, error_size);
     close(directory_fd);
     map->slots = slots;
     map->places = places;

@@ -4,6 +4,13 @@
  *   slots   written by nsnd alone, mapped read-only by sessions: who holds which slot.
  *   pages   one page a slot, written by the slot's session alone, and a board a slot, of which word p is written by the
  *           session in slot p alone: its way to say "there is something new in my link to you".
+ *
+ * A session of another user than nsnd's ("other" below) may not write these files. Its place lies in a segment of its own
+ * (nsn_place.h), which everybody reads: its page, and its board, on which it writes itself: word p is its way to say "there is
+ * something new in my link to you" to the session in slot p. So its page in `pages` is not used; its board there is, for what
+ * sessions of nsnd's user have for it.
+ *
+ * The files are readable by everybody who is let into the directory, and written by their owner alone.
  */
 #ifndef NSN_SLOTS_H
 #define NSN_SLOTS_H
@@ -15,7 +22,7 @@
 
 #define NSN_SLOTS_MAX 4096 /* sessions of one application ID on one host */
 #define NSN_SLOTS_MAGIC 0x31736c736e736e49ull
-#define NSN_SLOTS_VERSION 1
+#define NSN_SLOTS_VERSION 2
 
 struct nsn_slot {                /* 64 bytes, nsnd writes */
     uint64_t alive;              /* generation of the session that lives here, 0 when nobody does */
@@ -24,8 +31,9 @@ struct nsn_slot {                /* 64 bytes, nsnd writes */
     uint64_t identity[2];        /* the session's own 128-bit name */
     uint64_t start_time;         /* of its process, clock ticks since boot (/proc/PID/stat field 22) */
     uint32_t pid;
-    uint32_t uid;
-    uint64_t reserved;
+    uint32_t uid;                /* of the session's process, from the kernel */
+    int32_t segment;             /* of an other: its place */
+    uint32_t other;              /* 1: its user is not nsnd's */
 };
 
 struct nsn_slots_file {
@@ -33,7 +41,8 @@ struct nsn_slots_file {
     uint32_t version;
     uint32_t count;              /* NSN_SLOTS_MAX */
     uint64_t highest;            /* slots at and above this one were never used: bounds scans */
-    uint8_t padding[4096 - 24];
+    uint64_t others;             /* raised after an other has come, or gone. 0: there never was one */
+    uint8_t padding[4096 - 32];
     struct nsn_slot slot[NSN_SLOTS_MAX];
 };
 
@@ -70,28 +79,33 @@ struct nsn_place {               /* one slot's part of the pages file */
     uint32_t board[NSN_SLOTS_MAX];
 };
 
-/* nsnd's side. Creates both files (mode 0600, sizes fixed) or takes over what is there. One nsnd a directory: the caller
+/* nsnd's side. Creates both files (mode 0644, sizes fixed) or takes over what is there. One nsnd a directory: the caller
  * sees to it. On failure a negative errno, and words in error. */
 struct nsn_slots;
 int nsn_slots_open(struct nsn_slots **slots, const char *directory, char *error, size_t error_size);
 void nsn_slots_close(struct nsn_slots *slots);
 const struct nsn_slots_file *nsn_slots_view(const struct nsn_slots *slots);
+/* The slot's place; an other's is read-only, and NULL when its segment has gone. */
 struct nsn_place *nsn_slots_place(const struct nsn_slots *slots, uint32_t slot);
 /* Gives a free slot (lowest first; its page and board zeroed, and memory allocated for them); returns it, -ENOSPC when all
  * are taken or the file system is full. *generation is never 0. */
 int nsn_slots_claim(struct nsn_slots *slots, const uint64_t identity[2], uint32_t pid, uint64_t start_time, uint32_t uid,
                     uint32_t *generation);
+/* The same for a session of another user, whose place is in this segment of process `pid`. Also -EPROTO, -EINVAL, -EIDRM, with
+ * words in error: the segment is not such a place, or not there. */
+int nsn_slots_claim_other(struct nsn_slots *slots, const uint64_t identity[2], uint32_t pid, uint64_t start_time, uint32_t uid,
+                          int32_t segment, uint32_t *generation, char *error, size_t error_size);
 /* The slot of a living session by identity, or -ENOENT. */
 int nsn_slots_find(const struct nsn_slots *slots, const uint64_t identity[2]);
 void nsn_slots_free_slot(struct nsn_slots *slots, uint32_t slot);
 void nsn_slots_acknowledge(struct nsn_slots *slots, uint32_t slot, uint64_t sequence);
 
-/* A session's side: maps both files. */
+/* A session's side: maps both files; `pages` read-only when the session is an other. */
 struct nsn_slots_map {
     const struct nsn_slots_file *slots;
     struct nsn_place *places;    /* NSN_SLOTS_MAX of them */
 };
-int nsn_slots_map(struct nsn_slots_map *map, const char *directory, char *error, size_t error_size);
+int nsn_slots_map(struct nsn_slots_map *map, const char *directory, bool other, char *error, size_t error_size);
 void nsn_slots_unmap(struct nsn_slots_map *map);
 
 #endif

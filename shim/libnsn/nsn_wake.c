@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -12,37 +13,73 @@
 
 #include "nsn_shared.h"
 
-static int bell_address(struct sockaddr_un *address, const char *directory, uint32_t slot)
+#ifndef SO_PASSRIGHTS
+#define SO_PASSRIGHTS 83
+#endif
+
+struct address {
+    struct sockaddr_un at;
+    socklen_t length;
+};
+
+static int bell_address(struct address *address, const char *directory, uint32_t slot)
 {
-    memset(address, 0, sizeof *address);
-    address->sun_family = AF_UNIX;
-    int length = snprintf(address->sun_path, sizeof address->sun_path, "%s/bell.%u", directory, slot);
-    return length < 0 || (size_t)length >= sizeof address->sun_path ? -ENAMETOOLONG : 0;
+    *address = (struct address){.at = {.sun_family = AF_UNIX}, .length = sizeof address->at};
+    int length = snprintf(address->at.sun_path, sizeof address->at.sun_path, "%s/bell.%u", directory, slot);
+    return length < 0 || (size_t)length >= sizeof address->at.sun_path ? -ENAMETOOLONG : 0;
+}
+
+/* An abstract name begins with NUL and ends where the address does. */
+static void bell_name(struct address *address, const uint64_t identity[2])
+{
+    *address = (struct address){.at = {.sun_family = AF_UNIX}};
+    int length = snprintf(address->at.sun_path + 1, sizeof address->at.sun_path - 1, "insane_nats/%016llx%016llx",
+                          (unsigned long long)identity[0], (unsigned long long)identity[1]);
+    address->length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)length);
+}
+
+static int bind_bell(const struct address *address, char *error, size_t error_size)
+{
+    const char *path = address->at.sun_path;
+    int bell = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (bell < 0) {
+        snprintf(error, error_size, "no socket for the doorbell: %s", strerror(errno));
+        return -errno;
+    }
+    /* Descriptors sent along with a ring would be closed by the one who is rung, and to close one can take for ever. Kernels
+     * before 6.16 do not know how to forbid it. */
+    setsockopt(bell, SOL_SOCKET, SO_PASSRIGHTS, &(int){0}, sizeof(int));
+    if (*path)
+        unlink(path);
+    if (bind(bell, (const struct sockaddr *)&address->at, address->length) < 0) {
+        int result = -errno;
+        snprintf(error, error_size, "cannot bind the doorbell %s: %s", *path ? path : path + 1, strerror(-result));
+        close(bell);
+        return result;
+    }
+    return bell;
 }
 
 int nsn_bell_bind(const char *directory, uint32_t slot, char *error, size_t error_size)
 {
-    struct sockaddr_un address;
+    struct address address;
     int result = bell_address(&address, directory, slot);
     if (result < 0) {
         snprintf(error, error_size, "the runtime directory %s is too long for a socket's name: choose a shorter one "
                  "(INSANE_NATS_RUNTIME_DIR)", directory);
         return result;
     }
-    int bell = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (bell < 0) {
-        snprintf(error, error_size, "no socket for the doorbell: %s", strerror(errno));
-        return -errno;
-    }
-    unlink(address.sun_path);
-    if (bind(bell, (struct sockaddr *)&address, sizeof address) < 0) {
-        result = -errno;
-        snprintf(error, error_size, "cannot bind the doorbell %s: %s", address.sun_path, strerror(-result));
-        close(bell);
-        return result;
-    }
-    chmod(address.sun_path, 0600);
+    int bell = bind_bell(&address, error, error_size);
+    if (bell >= 0)
+        chmod(address.at.sun_path, 0666); /* whom the directory lets in may ring */
     return bell;
+}
+
+int nsn_bell_bind_named(const uint64_t identity[2], char *error, size_t error_size)
+{
+    struct address address;
+    bell_name(&address, identity);
+    return bind_bell(&address, error, error_size);
 }
 
 void nsn_ringer_init(struct nsn_ringer *ringer)
@@ -74,33 +111,44 @@ static bool sender_is_full(int ringer)
     return queued + 2048 > size;
 }
 
-static int ring_by(int ringer, const struct sockaddr_un *address)
+static int ring_by(int ringer, const struct address *address)
 {
     ssize_t sent;
     do
-        sent = sendto(ringer, "", 1, MSG_NOSIGNAL, (const struct sockaddr *)address, sizeof *address);
+        sent = sendto(ringer, "", 1, MSG_NOSIGNAL, (const struct sockaddr *)&address->at, address->length);
     while (sent < 0 && errno == EINTR);
     if (sent >= 0)
         return 0;
     return errno == EAGAIN && !sender_is_full(ringer) ? 0 : -errno;
 }
 
-int nsn_bell_ring(struct nsn_ringer *ringer, const char *directory, uint32_t slot)
+static int ring_at(struct nsn_ringer *ringer, const struct address *address)
 {
-    struct sockaddr_un address;
-    int result = bell_address(&address, directory, slot);
-    for (uint32_t i = 0; i < NSN_RINGER_SOCKETS && result == 0; i++) {
+    for (uint32_t i = 0; i < NSN_RINGER_SOCKETS; i++) {
         int *socket_at = &ringer->sockets[i];
         if (*socket_at < 0)
             *socket_at = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
         if (*socket_at < 0)
             return -EAGAIN;
-        result = ring_by(*socket_at, &address);
-        if (result != -EAGAIN)
+        int result = ring_by(*socket_at, address);
+        if (result != -EAGAIN) /* else it is full: the next one */
             return result;
-        result = 0; /* full: the next one */
     }
-    return result < 0 ? result : -EAGAIN;
+    return -EAGAIN;
+}
+
+int nsn_bell_ring(struct nsn_ringer *ringer, const char *directory, uint32_t slot)
+{
+    struct address address;
+    int result = bell_address(&address, directory, slot);
+    return result < 0 ? result : ring_at(ringer, &address);
+}
+
+int nsn_bell_ring_named(struct nsn_ringer *ringer, const uint64_t identity[2])
+{
+    struct address address;
+    bell_name(&address, identity);
+    return ring_at(ringer, &address);
 }
 
 /* One system call: a bell's queue holds few rings. What is left beyond makes the descriptor readable again. */

@@ -53,7 +53,7 @@ static inline void liar_hello(struct liar *liar, struct node *node)
     CHECK_EQUAL(recv(liar->control, &welcome, sizeof welcome, 0), sizeof welcome);
     liar->slot = welcome.slot;
     liar->generation = welcome.generation;
-    CHECK_EQUAL(nsn_slots_map(&liar->map, welcome.directory, error, sizeof error), 0);
+    CHECK_EQUAL(nsn_slots_map(&liar->map, welcome.directory, false, error, sizeof error), 0);
     liar->pool = nsn_pool_new();
 }
 
@@ -84,8 +84,8 @@ static inline void liar_subscribe(struct liar *liar, uint32_t sid, const char *p
 /* Hands any descriptor over as a link; it stays the caller's. */
 static inline void liar_hand_over(struct liar *liar, uint64_t link_id, int fd)
 {
-    struct nsn_link_packet packet = {{NSN_PROTOCOL_MAGIC, NSN_LINK, NSN_PROTOCOL_VERSION}, liar->victim_slot,
-                                     liar->victim_generation, link_id};
+    struct nsn_link_packet packet = {.packet = {NSN_PROTOCOL_MAGIC, NSN_LINK, NSN_PROTOCOL_VERSION},
+                                     .peer_slot = liar->victim_slot, .peer_generation = liar->victim_generation, .link_id = link_id};
     node_send(liar->control, &packet, sizeof packet, fd);
 }
 

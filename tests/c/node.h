@@ -23,7 +23,7 @@
 struct node_session {
     int fd;
     bool hello;
-    uint32_t slot, generation;
+    uint32_t slot, generation, uid;
 };
 
 struct node {
@@ -78,7 +78,7 @@ static void node_forget(struct node *node, struct node_session *session)
     for (int i = 0; i < NODE_SESSIONS; i++) {
         struct node_session *other = &node->sessions[i];
         if (other->fd >= 0 && other->hello &&
-            (node->linked[other->slot][session->slot] || node->linked[session->slot][other->slot]))
+            (session->uid != geteuid() || node->linked[other->slot][session->slot] || node->linked[session->slot][other->slot]))
             node_send(other->fd, &gone, sizeof gone, -1);
     }
     for (int i = 0; i < NODE_SESSIONS; i++)
@@ -92,7 +92,18 @@ static void node_packet(struct node *node, struct node_session *session, uint8_t
         struct nsn_hello *hello = (struct nsn_hello *)bytes;
         struct nsn_welcome welcome = {{NSN_PROTOCOL_MAGIC, NSN_WELCOME, NSN_PROTOCOL_VERSION}, .client_id = ++node->client_ids,
                                       .max_payload = 1 << 20, .version = "0.1.0"};
-        int slot = nsn_slots_claim(node->slots, hello->identity, (uint32_t)getpid(), 1, getuid(), &session->generation);
+        char error[256] = "";
+        int slot = session->uid == geteuid()
+                       ? nsn_slots_claim(node->slots, hello->identity, (uint32_t)getpid(), 1, session->uid, &session->generation)
+                       : nsn_slots_claim_other(node->slots, hello->identity, (uint32_t)getpid(), 1, session->uid, hello->segment,
+                                               &session->generation, error, sizeof error);
+        if (slot < 0) {
+            struct nsn_refused refused = {{NSN_PROTOCOL_MAGIC, NSN_REFUSED, NSN_PROTOCOL_VERSION}, .error = -slot};
+            strcpy(refused.text, error);
+            node_send(session->fd, &refused, sizeof refused, -1);
+            node_forget(node, session);
+            return;
+        }
         CHECK(slot >= 0 && slot < NODE_SESSIONS);
         session->slot = welcome.slot = (uint32_t)slot;
         welcome.generation = session->generation;
@@ -115,6 +126,8 @@ static void node_packet(struct node *node, struct node_session *session, uint8_t
             node->linked[session->slot][peer->slot] = true;
             link->peer_slot = session->slot;
             link->peer_generation = session->generation;
+            if (packet->type == NSN_LINK)
+                link->peer_uid = session->uid;
             node_send(peer->fd, bytes, packet->type == NSN_LINK ? sizeof *link : sizeof(struct nsn_segment_packet), fd);
         } else {
             struct nsn_peer_gone gone = {{NSN_PROTOCOL_MAGIC, NSN_PEER_GONE, NSN_PROTOCOL_VERSION}, link->peer_slot,
@@ -174,7 +187,10 @@ static void *node_run(void *context)
         while (place < NODE_SESSIONS && node->sessions[place].fd >= 0)
             place++;
         CHECK(fd >= 0 && place < NODE_SESSIONS);
-        node->sessions[place] = (struct node_session){.fd = fd};
+        struct ucred peer;
+        socklen_t size = sizeof peer;
+        CHECK_EQUAL(getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size), 0);
+        node->sessions[place] = (struct node_session){.fd = fd, .uid = peer.uid};
     }
 }
 
@@ -184,6 +200,7 @@ static struct node *node_start(void)
     char error[256] = "";
     strcpy(node->directory, "/dev/shm/nsn-node-XXXXXX");
     CHECK(mkdtemp(node->directory));
+    CHECK_EQUAL(chmod(node->directory, 0755), 0);
     CHECK_EQUAL(nsn_slots_open(&node->slots, node->directory, error, sizeof error), 0);
     CHECK_EQUAL(nsn_log_writer_open(&node->log, node->directory, 0, error, sizeof error), 0);
     for (int i = 0; i < NODE_SESSIONS; i++)
@@ -193,6 +210,7 @@ static struct node *node_start(void)
     strcpy(address.sun_path, node->socket_path);
     node->listener = socket(AF_UNIX, SOCK_SEQPACKET, 0);
     CHECK_EQUAL(bind(node->listener, (struct sockaddr *)&address, sizeof address), 0);
+    CHECK_EQUAL(chmod(node->socket_path, 0666), 0);
     CHECK_EQUAL(listen(node->listener, 64), 0);
     CHECK_EQUAL(pipe(node->wake), 0);
     CHECK_EQUAL(pthread_create(&node->thread, NULL, node_run, node), 0);

@@ -1152,7 +1152,7 @@ static void link_at_once(struct world *world)
     int segment, fd = liar_make_link(liar);
     CHECK_EQUAL(nsn_pool_segment(liar->pool, liar->block->segment, &index, &segment, &size), 0);
     pthread_mutex_lock(&victim->lock);
-    nsn_in_link(victim, liar->slot, liar->generation, liar->link_ids, fd);
+    nsn_in_link(victim, liar->slot, liar->generation, getuid(), liar->link_ids, fd);
     nsn_in_segment(victim, liar->slot, liar->generation, liar->block->segment, size, segment);
     pthread_mutex_unlock(&victim->lock);
     close(fd);

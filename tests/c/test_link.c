@@ -984,13 +984,15 @@ static void read_all(struct pair *pair, const struct nsn_link_file *file, uint64
         CHECK(record->sid_count <= NSN_RECORD_SIDS);
         CHECK(lies_inside(file, view.subject, record->subject_length) && lies_inside(file, view.reply, record->reply_length));
         sink += sum_of(view.subject, record->subject_length) + sum_of(view.reply, record->reply_length);
-        if (record->flags & NSN_RECORD_POOL) {
+        if (record->flags & (NSN_RECORD_POOL | NSN_RECORD_PARTS)) {
             CHECK(record->header_length + record->payload_length <= 72u << 20);
         } else {
             CHECK(lies_inside(file, view.headers, record->header_length));
             CHECK(lies_inside(file, view.payload, record->payload_length));
             sink += sum_of(view.headers, record->header_length) + sum_of(view.payload, record->payload_length);
         }
+        if (record->flags & NSN_RECORD_PARTS && random_next(seed) % 4 && nsn_link_in_parts(pair->in, &view, NULL) != 1)
+            break;
         nsn_link_in_consume(pair->in);
         if (record->flags & NSN_RECORD_POOL && record->kind == NSN_RECORD_MESSAGE)
             nsn_link_in_release(pair->in, view.pool_ref.ref, view.pool_ref.use);

@@ -113,10 +113,10 @@ TEST(session_sees_the_table_and_writes_its_page)
     uint32_t generation;
     struct nsn_slots_map map;
     scratch_make();
-    CHECK_EQUAL(nsn_slots_map(&map, scratch, error, sizeof(error)), -ENOENT);
+    CHECK_EQUAL(nsn_slots_map(&map, scratch, false, error, sizeof(error)), -ENOENT);
     CHECK(strstr(error, "slots"));
     struct nsn_slots *slots = open_slots();
-    CHECK_EQUAL(nsn_slots_map(&map, scratch, error, sizeof(error)), 0);
+    CHECK_EQUAL(nsn_slots_map(&map, scratch, false, error, sizeof(error)), 0);
     CHECK_EQUAL(claim(slots, 1, &generation), 0);
     CHECK_EQUAL(map.slots->slot[0].alive, generation);
     CHECK_EQUAL(map.slots->highest, 1);
@@ -150,7 +150,7 @@ static int end_of_child(void (*run)(struct nsn_slots_map *), struct nsn_slots_ma
 
 static void map_and_write_slots(struct nsn_slots_map *map)
 {
-    if (nsn_slots_map(map, scratch, error, sizeof(error)) == 0)
+    if (nsn_slots_map(map, scratch, false, error, sizeof(error)) == 0)
         *(volatile uint64_t *)&((struct nsn_slots_file *)map->slots)->slot[0].alive = 0;
 }
 
@@ -162,14 +162,14 @@ TEST(session_cannot_write_the_table_nor_a_forked_child_use_the_map)
     scratch_make();
     struct nsn_slots *slots = open_slots();
     CHECK_EQUAL(end_of_child(map_and_write_slots, &map), SIGSEGV);
-    CHECK_EQUAL(nsn_slots_map(&map, scratch, error, sizeof(error)), 0);
+    CHECK_EQUAL(nsn_slots_map(&map, scratch, false, error, sizeof(error)), 0);
     CHECK_EQUAL(end_of_child(use_inherited_map, &map), SIGSEGV);
     nsn_slots_unmap(&map);
     nsn_slots_close(slots);
     scratch_remove();
 }
 
-TEST(files_are_the_owners_alone)
+TEST(files_are_written_by_the_owner_alone)
 {
     struct stat status;
     scratch_make();
@@ -178,7 +178,7 @@ TEST(files_are_the_owners_alone)
     for (int i = 0; i < 2; i++) {
         int fd = scratch_open(names[i], O_RDONLY);
         CHECK(fstat(fd, &status) == 0);
-        CHECK_EQUAL(status.st_mode & 07777, 0600);
+        CHECK_EQUAL(status.st_mode & 07777, 0644);
         close(fd);
     }
     CHECK(status.st_blocks * 512 <= 65536); /* pages are sparse */
@@ -212,12 +212,12 @@ TEST(files_of_another_kind_are_refused_in_words)
     CHECK_EQUAL(try_open(), 0);
     put("slots", &wrong, 8, 0);
     CHECK_EQUAL(try_open(), -EPROTO);
-    CHECK_EQUAL(nsn_slots_map(&map, scratch, error, sizeof(error)), -EPROTO);
+    CHECK_EQUAL(nsn_slots_map(&map, scratch, false, error, sizeof(error)), -EPROTO);
     put("slots", &magic, 8, 0);
     put("slots", &other, 4, 8);
     CHECK_EQUAL(try_open(), -EPROTONOSUPPORT);
     CHECK(strstr(error, "version 99"));
-    CHECK_EQUAL(nsn_slots_map(&map, scratch, error, sizeof(error)), -EPROTONOSUPPORT);
+    CHECK_EQUAL(nsn_slots_map(&map, scratch, false, error, sizeof(error)), -EPROTONOSUPPORT);
     put("slots", &version, 4, 8);
     put("slots", &wrong, 8, 4096 + offsetof(struct nsn_slot, alive)); /* alive, above the highest */
     CHECK_EQUAL(try_open(), -EPROTO);
@@ -227,7 +227,7 @@ TEST(files_of_another_kind_are_refused_in_words)
     CHECK(ftruncate(fd, 4096) == 0);
     close(fd);
     CHECK_EQUAL(try_open(), -EPROTO);
-    CHECK_EQUAL(nsn_slots_map(&map, scratch, error, sizeof(error)), -EPROTO);
+    CHECK_EQUAL(nsn_slots_map(&map, scratch, false, error, sizeof(error)), -EPROTO);
     scratch_remove();
 }
 

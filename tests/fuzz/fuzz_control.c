@@ -172,7 +172,10 @@ static void say_welcome(const struct node *node, struct input *input)
 static void say_link(const struct node *node, struct input *input)
 {
     uint8_t slot = take8(input) % (PEERS + 1);
-    struct nsn_link_packet packet = {header(NSN_LINK), slot, slot < PEERS ? generations[slot] : 1, take8(input) % 4};
+    uint8_t how = take8(input);
+    struct nsn_link_packet packet = {.packet = header(NSN_LINK), .peer_slot = slot,
+                                     .peer_generation = slot < PEERS ? generations[slot] : 1, .link_id = how % 4,
+                                     .peer_uid = getuid() + how / 192}; /* or another user */
     int fd = take_link(input, packet.link_id);
     say(node, &packet, sizeof packet, fd);
     close(fd);

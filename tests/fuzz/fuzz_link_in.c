@@ -45,11 +45,15 @@ static uint8_t *at_tail(uint32_t *left)
 /* A record that is right but for what the input adds to one of its fields. */
 static void write_record(struct input *input)
 {
-    struct nsn_record record = {.kind = 1 + (take8(input) % 16 == 0), .flags = take8(input) % 3 == 0, .sid_count = take8(input) % 5,
+    uint8_t kind = take8(input), flags = take8(input);
+    struct nsn_record record = {.kind = 1 + (kind % 16 == 0) + 2 * (kind % 4 == 1),
+                                .flags = (flags % 3 == 0) | (flags % 7 == 1 ? NSN_RECORD_PARTS : 0), .sid_count = take8(input) % 5,
                                 .subject_length = take8(input), .reply_length = take8(input) % 64,
                                 .header_length = take8(input) % 32, .payload_length = take16(input), .stamp = take8(input)};
     bool pool = record.flags & NSN_RECORD_POOL;
-    uint32_t left, inside = pool ? 0 : record.header_length + (uint32_t)record.payload_length;
+    if (record.kind == NSN_RECORD_PART)
+        record.sid_count = 0, record.subject_length = record.reply_length = 0, record.header_length = 0;
+    uint32_t left, inside = pool || record.flags & NSN_RECORD_PARTS ? 0 : record.header_length + (uint32_t)record.payload_length;
     uint32_t length = (uint32_t)sizeof record + (record.sid_count * 4u + 7) / 8 * 8 + record.subject_length + record.reply_length +
                       inside + (pool ? (uint32_t)sizeof(struct nsn_pool_ref) : 0);
     record.length = (length + 7) & ~7u;
@@ -101,10 +105,10 @@ static void check_view(struct nsn_link_in *link, const struct nsn_record_view *v
     MUST(reply >= first && reply <= last && record->reply_length <= last - reply);
     read_all(subject, record->subject_length);
     read_all(reply, record->reply_length);
-    if (record->flags & NSN_RECORD_POOL) {
+    if (record->flags & (NSN_RECORD_POOL | NSN_RECORD_PARTS)) {
         MUST(!view->headers && !view->payload);
         MUST(record->header_length + record->payload_length <= 72ull << 20);
-        MUST(record->kind != NSN_RECORD_MESSAGE || (view->pool_ref.ref < NSN_LINK_REFS && view->pool_ref.use));
+        MUST(record->kind != NSN_RECORD_MESSAGE || record->flags & NSN_RECORD_PARTS || (view->pool_ref.ref < NSN_LINK_REFS && view->pool_ref.use));
         return;
     }
     MUST(view->headers >= first && view->headers <= last && record->header_length <= last - view->headers);
@@ -123,6 +127,15 @@ static void read_records(struct nsn_link_in *link, uint8_t how)
         if (code != 1)
             break;
         check_view(link, &view);
+        if (view.record.flags & NSN_RECORD_PARTS && how & 16) {
+            uint64_t bytes = view.record.header_length + view.record.payload_length;
+            uint8_t *copy = bytes < nsn_link_in_behind(link) ? malloc(bytes) : NULL;
+            code = nsn_link_in_parts(link, &view, copy);
+            free(copy);
+            MUST(code == 1 || code == -EPROTO);
+            if (code != 1)
+                break;
+        }
         nsn_link_in_consume(link);
         if (view.record.kind == NSN_RECORD_MESSAGE && view.record.flags & NSN_RECORD_POOL && how & 8)
             nsn_link_in_release(link, view.pool_ref.ref, view.pool_ref.use);

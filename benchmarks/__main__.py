@@ -137,8 +137,9 @@ def run_all(rows: list[Row], rounds: int, quick: bool, loop: str) -> tuple[list[
         (folder / "nsnd.cfg").write_text(f"[global]\nmax_payload = {MAX_PAYLOAD}\n")
         nats_server = stack.enter_context(servers.nats_server(folder, "-c", str(folder / "nats-server.conf")))
         nsnd = stack.enter_context(servers.nsnd(folder, runtime_dir, "--config", str(folder / "nsnd.cfg")))
-        theirs = Side("theirs", "nats", nats_server.url, nats_server.pid)
-        ours = Side("ours", "insane_nats", nsnd.url, nsnd.pid)
+        plain = (nats_server.url, nats_server.pid)
+        theirs = Side("theirs", "nats", *plain, *plain)
+        ours = Side("ours", "insane_nats", nsnd.url, nsnd.pid, *plain)
         results = asyncio.run(measure(scenarios, theirs, ours, rounds, quick, loop))
     return [figure(row, pairs_of(row, results)) for row in rows], results
 

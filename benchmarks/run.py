@@ -21,12 +21,14 @@ RESULT_S = 180.0
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two worlds: the module that programs import, the server's URL and process."""
+    """One of the two worlds: the module that programs import, its server's URL and process, and the nats-server's."""
 
     name: str
     module: str
     url: str
     server_pid: int
+    plain_url: str
+    plain_pid: int
 
 
 @dataclass
@@ -110,7 +112,9 @@ async def run(scenario: Scenario, side: Side, quick: bool = False, loop: str = "
 
 
 async def _run(scenario: Scenario, side: Side, quick: bool, loop: str) -> Outcome:
-    url = f"{side.url}?{scenario.qos}" if scenario.qos and side.module == "insane_nats" else side.url
+    url, server_pid = (side.plain_url, side.plain_pid) if scenario.plain else (side.url, side.server_pid)
+    if scenario.qos and side.module == "insane_nats":
+        url += f"?{scenario.qos}"
     options = {**scenario.options, **(scenario.quick if quick else {}), "loop": loop}
     async with contextlib.AsyncExitStack() as stack:
         passive = []
@@ -121,7 +125,7 @@ async def _run(scenario: Scenario, side: Side, quick: bool, loop: str) -> Outcom
             one.tell("go")
         active = await stack.enter_async_context(program(Task(scenario.active, side.module, url, **options)))
         await active.ready()
-        others = [side.server_pid, *(one.process.pid for one in passive)]
+        others = [server_pid, *(one.process.pid for one in passive)]
         before = sum(map(cpu_seconds, others))
         active.tell("go")
         result = json.loads(await active.line(RESULT_S))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -11,6 +11,7 @@ class Scenario:
     """An active program, whose result counts, and the programs that answer it.
 
     options: of the active program's task, shared with the answering ones. qos: the query of our URL; theirs has none.
+    plain: both sides talk to the nats-server, ours over plain NATS.
     ours_alone: there is nothing of theirs to compare with; rows have `against`.
     """
 
@@ -19,6 +20,7 @@ class Scenario:
     options: dict[str, Any] = field(default_factory=dict)
     qos: str = ""
     quick: dict[str, Any] = field(default_factory=dict)
+    plain: bool = False
     ours_alone: bool = False
 
 
@@ -101,6 +103,8 @@ SCENARIOS: dict[str, Scenario] = {
     "memory": Scenario("memory", (), {"count": 1000}),
 }
 
+SCENARIOS |= {f"plain-{name}": replace(SCENARIOS[name], plain=True) for name in ("rtt-64", "rate-64", "requests")}
+
 ROWS: tuple[Row, ...] = (
     Row("rtt-64", "RTT 64 B", "rtt-64", "p50_us", "µs", 50, p99=True),
     Row("rtt-64-low", "RTT 64 B, consumption=low", "rtt-64-low", "p50_us", "µs", 5, p99=True),
@@ -130,4 +134,7 @@ ROWS: tuple[Row, ...] = (
     Row("memory", "memory, 1,000 subscriptions", "memory", "kib", "KiB", 1),
     Row("cpu-64", "CPU per message, 64 B flat out", "rate-64", "cpu_us", "µs", 2),
     Row("cpu-paced-1000", "CPU per message, 1,000 a second", "paced-1000", "cpu_us", "µs", 1),
+    Row("plain-rtt-64", "plain NATS: RTT 64 B", "plain-rtt-64", "p50_us", "µs", 0.95),
+    Row("plain-rate-64", "plain NATS: 1 → 1, 64 B", "plain-rate-64", "received_s", "msg/s", 0.95, higher=True),
+    Row("plain-requests", "plain NATS: requests", "plain-requests", "received_s", "1/s", 0.95, higher=True),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import os
 import random
 import shutil
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-NAMES = ("nats", "insane")
+NAMES = ("nats", "insane")  # what is compared
+PLAIN = "plain"  # insane_nats on a nats-server, for --backend plain
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.01
@@ -135,6 +137,10 @@ class Server(ABC):
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
 
+    def announce_end(self) -> None:
+        """Makes it a lame duck, as an administrator does before an upgrade (SIGUSR2)."""
+        os.kill(self.pid, signal.SIGUSR2)
+
     def remove(self) -> None:
         """Kills what still runs and deletes the directory."""
         self.kill()
@@ -142,11 +148,36 @@ class Server(ABC):
 
 
 class NatsServer(Server):
-    """The real thing."""
+    """The real thing. more: further lines of its configuration; jetstream: False switches that off; greeting: False where
+    it sends no INFO in clear text."""
+
+    def __init__(
+        self,
+        directory: Path,
+        max_payload: int | None = None,
+        more: str = "",
+        jetstream: bool = True,
+        greeting: bool = True,
+    ) -> None:
+        super().__init__(directory, max_payload)
+        self.more = more
+        self.jetstream = jetstream
+        self.greeting = greeting
+
+    def greets(self) -> bool:
+        if self.greeting:
+            return super().greets()
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1.0).close()
+        except OSError:
+            return False
+        return True
 
     def command(self) -> list[str]:
         configuration = self.directory / "nats.conf"
-        lines = [f"listen: 127.0.0.1:{self.port}", f'jetstream: {{store_dir: "{self.directory}/js"}}']
+        lines = [f"listen: 127.0.0.1:{self.port}", self.more]
+        if self.jetstream:
+            lines.append(f'jetstream: {{store_dir: "{self.directory}/js"}}')
         if self.max_payload is not None:
             lines.append(f"max_payload: {self.max_payload}")
         configuration.write_text("\n".join(lines) + "\n")
@@ -169,14 +200,14 @@ class Nsnd(Server):
         return [sys.executable, "-m", "nsnd", *arguments]
 
 
-SERVERS: dict[str, type[Server]] = {"nats": NatsServer, "insane": Nsnd}
-MODULES = {"nats": "nats", "insane": "insane_nats"}
+SERVERS: dict[str, type[Server]] = {"nats": NatsServer, "insane": Nsnd, PLAIN: NatsServer}
+MODULES = {"nats": "nats", "insane": "insane_nats", PLAIN: "insane_nats"}
 
 
 class Backend:
     """What a test holds: the client module under test, the URL of its server, and connections that end with the test.
 
-    name     "nats" or "insane"
+    name     "nats", "insane" or "plain"
     nats     the module, as a program would `import nats`
     url      of the server
     subject  a prefix that no other test uses
@@ -235,6 +266,18 @@ class Backend:
         if self._evidence is not None:
             await self._evidence.check_sockets()
         assert not self.errors, f"error callbacks: {self.errors!r}"
+
+    async def connection_names(self) -> list[str]:
+        """The names of the connections to the server, as its administrator sees them."""
+        if self._evidence is not None:
+            return await asyncio.to_thread(self._evidence.names)
+        nc: Client = await self.nats.connect(self.url)
+        try:
+            answer = await nc.request("$SYS.REQ.ACCOUNT.PING.CONNZ", timeout=5)
+            connections = json.loads(answer.data)["data"]["connections"]
+            return [connection.get("name", "") for connection in connections if connection["cid"] != nc.client_id]
+        finally:
+            await nc.close()
 
     async def stop_server(self) -> None:
         await self._control(self.server.stop)

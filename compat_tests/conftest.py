@@ -1,6 +1,7 @@
 """Runs every test once per backend, each async test on an event loop of its own, and compares the outcomes.
 
-Options: --backend nats|insane|both, --loop asyncio|uvloop, --results FILE (JSON, what report.py reads).
+Options: --backend nats|insane|both|plain (insane_nats on a nats-server), --loop asyncio|uvloop, --results FILE (JSON, what
+         report.py reads)
 Marks:   covers(id, …)     ids in behaviours.toml that the test pins; every test has one
          uvloop            runs on uvloop, whatever --loop says
          stricter(reason)  insane_nats promises more than nats-py with a NATS server, which may fail the test
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from compat_tests.backend import NAMES, SERVERS, Backend, Server
+from compat_tests.backend import NAMES, PLAIN, SERVERS, Backend, NatsServer, Server
 from compat_tests.behaviours import Outcome, Results, load_behaviours
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
 TEST_TIMEOUT_S = 20
 HARD_TIMEOUT_S = 40  # for a loop that is blocked and cannot time out by itself; enforced by pytest-timeout
 RESULTS: pytest.StashKey[Results] = pytest.StashKey()
-BACKEND_ID = re.compile(rf"(?:^|-)(?:{'|'.join(NAMES)})(?=-|$)")
+BACKEND_ID = re.compile(rf"(?:^|-)(?:{'|'.join(SERVERS)})(?=-|$)")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("compat")
-    group.addoption("--backend", choices=[*NAMES, "both"], default="both", help="what to run against (default: both)")
+    group.addoption("--backend", choices=[*SERVERS, "both"], default="both", help="what to run against (default: both)")
     group.addoption("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="event loop of the tests")
     group.addoption("--results", type=Path, help="write outcomes as JSON, for compat_tests/report.py")
 
@@ -67,7 +68,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if config.pluginmanager.hasplugin("timeout"):
             item.add_marker(pytest.mark.timeout(HARD_TIMEOUT_S))
         stricter = item.get_closest_marker("stricter")
-        if stricter is not None and backend_name_of(item) == "nats":
+        if stricter is not None and backend_name_of(item) in ("nats", PLAIN):
             item.add_marker(pytest.mark.xfail(reason=f"ours is stricter: {stricter.args[0]}", strict=False))
 
 
@@ -140,16 +141,63 @@ def own_backend(backend_name: str, new_server: Callable[..., Server], numbers: I
     return Backend(backend_name, new_server(), f"t{next(numbers)}", dedicated=True)
 
 
+@pytest.fixture(scope="session")
+def plain_server(backend_name: str, directory: Path) -> Iterator[Server]:
+    """A nats-server for either client module."""
+    server = NatsServer(directory / f"plain-{backend_name}")
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def plain(backend_name: str, plain_server: Server, numbers: Iterator[int]) -> Backend:
+    """The backend's client module on a nats-server, whichever backend it is: plain NATS."""
+    return Backend(backend_name, plain_server, f"t{next(numbers)}", dedicated=False)
+
+
+class PlainServers:
+    """Starts nats-servers for one test, which may stop them; the suite ends what the test connected to them."""
+
+    def __init__(self, name: str, directory: Path, numbers: Iterator[int]) -> None:
+        self.backends: list[Backend] = []
+        self._name = name
+        self._directory = directory
+        self._numbers = numbers
+
+    def __call__(self, **options: Any) -> Backend:
+        """The backend's client module on a nats-server of its own; the arguments are those of NatsServer."""
+        number = next(self._numbers)
+        server = NatsServer(self._directory / f"plain-{self._name}-{number}", **options)
+        self.backends.append(Backend(self._name, server, f"t{number}", dedicated=True))
+        server.start()
+        return self.backends[-1]
+
+
+@pytest.fixture
+def new_plain(backend_name: str, directory: Path, numbers: Iterator[int]) -> Iterator[PlainServers]:
+    """Starts nats-servers for this test alone."""
+    servers = PlainServers(backend_name, directory, numbers)
+    yield servers
+    for backend in servers.backends:
+        backend.server.remove()
+
+
+def backends_of(arguments: dict[str, Any]) -> list[Backend]:
+    """All that a test has in its arguments, or has started by means of them."""
+    started = [backend for value in arguments.values() if isinstance(value, PlainServers) for backend in value.backends]
+    return started + [value for value in arguments.values() if isinstance(value, Backend)]
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     function = pyfuncitem.obj
     if not inspect.iscoroutinefunction(function):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(function).parameters}
-    backends = [value for value in arguments.values() if isinstance(value, Backend)]
     uvloop_wanted = pyfuncitem.get_closest_marker("uvloop") is not None or pyfuncitem.config.getoption("--loop") == "uvloop"
     with asyncio.Runner(loop_factory=uvloop_factory() if uvloop_wanted else None) as runner:
-        runner.run(_supervise(function, arguments, backends))
+        runner.run(_supervise(function, arguments))
     return True
 
 
@@ -159,7 +207,7 @@ def uvloop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return factory
 
 
-async def _supervise(function: Callable[..., Any], arguments: dict[str, Any], backends: list[Backend]) -> None:
+async def _supervise(function: Callable[..., Any], arguments: dict[str, Any]) -> None:
     """Runs a test under its time limit, then closes its connections; also fails on what only the loop was told."""
     unhandled: list[str] = []
     asyncio.get_running_loop().set_exception_handler(
@@ -174,7 +222,7 @@ async def _supervise(function: Callable[..., Any], arguments: dict[str, Any], ba
             raise AssertionError(f"no end within {TEST_TIMEOUT_S} s") from error
         raise
     finally:
-        for backend in backends:
+        for backend in backends_of(arguments):
             await backend.finish()
     assert not unhandled, f"unhandled in the event loop: {unhandled}"
 

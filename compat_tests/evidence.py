@@ -79,13 +79,16 @@ class Evidence:
         else:
             assert received <= crossed + unroutable, f"{received} messages received, {crossed} crossed the fabric: {sessions}"
 
+    def names(self) -> list[str]:
+        """Of this process's sessions."""
+        return [session["name"] for session in self._own_sessions()]
+
     def _own_sessions(self) -> list[dict[str, Any]]:
-        """This process's sessions under the port, as the node reports them."""
+        """This process's sessions, as the node reports them."""
         query: Callable[[Path], dict[str, Any]] = importlib.import_module("nsnd.status").query
         return [
             session
             for application in query(self._socket)["applications"]
-            if application["application_id"] == self._port
             for session in application["sessions"]
             if session["pid"] == os.getpid()
         ]

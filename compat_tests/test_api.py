@@ -81,21 +81,6 @@ async def test_client_is_a_nats_client(backend: Backend) -> None:
     assert issubclass(backend.nats.NATS, nats.aio.client.Client)
 
 
-@covers("api/connect-arguments")
-async def test_signatures(backend: Backend) -> None:
-    """Every parameter of nats-py's methods is there, under its name, in its place and with its default."""
-    for name, original in inspect.getmembers(nats.aio.client.Client, inspect.isfunction):
-        if name.startswith("_"):
-            continue
-        ours = inspect.signature(getattr(backend.nats.aio.client.Client, name)).parameters
-        theirs = inspect.signature(original).parameters
-        assert list(ours)[: len(theirs)] == list(theirs) or any(
-            parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in ours.values()
-        ), name
-        for parameter in set(ours) & set(theirs):
-            assert ours[parameter].default == theirs[parameter].default, f"{name}({parameter})"
-
-
 @covers("api/modules")
 async def test_jetstream_context(backend: Backend) -> None:
     nc = await backend.connect()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import re
 import time
 from typing import TYPE_CHECKING, Any
@@ -398,27 +397,3 @@ async def test_ack_sync(backend: Backend) -> None:
     message = await subscription.next_msg(5)
     answer = await message.ack_sync(timeout=5)
     assert (len(requests), answer.data, message.is_acked) == (1, b"", True)
-
-
-@covers("api/micro")
-async def test_micro_service(backend: Backend) -> None:
-    micro = importlib.import_module(f"{backend.nats.__name__}.micro")
-    nc, client = await backend.connect(), await backend.connect()
-    service = await micro.add_service(nc, name="adder", version="1.0.0", description="adds")
-
-    async def handler(request: Any) -> None:
-        if not request.data:
-            await request.respond_error("400", "nothing to add")
-            return
-        await request.respond(b"%d" % sum(map(int, request.data.split())), headers={"By": "adder"})
-
-    await service.add_endpoint(name="add", handler=handler, subject=f"{backend.subject}.add")
-    await sync(nc)
-    answer = await client.request(f"{backend.subject}.add", b"3 4", timeout=5)
-    assert (answer.data, answer.headers) == (b"7", {"By": "adder"})
-    refusal = await client.request(f"{backend.subject}.add", b"", timeout=5)
-    assert refusal.headers and refusal.headers["Nats-Service-Error-Code"] == "400"
-    for verb in ("PING", "INFO", "STATS"):
-        answer = await client.request(f"$SRV.{verb}.adder", b"", timeout=5)
-        assert b'"name":"adder"' in answer.data.replace(b" ", b"")
-    await service.stop()

@@ -70,7 +70,7 @@ async def test_only_the_rest_is_delivered(backend: Backend, taken_before: bool) 
 
 
 @covers("2.5/zero", "api/unsubscribe")
-@pytest.mark.parametrize("arguments", [{}, {"limit": 0}], ids=["none", "zero"])
+@pytest.mark.parametrize("arguments", [{}, {"limit": 0}, {"limit": -1}], ids=["none", "zero", "negative"])
 async def test_without_maximum_it_ends_now(backend: Backend, arguments: dict[str, int]) -> None:
     publisher, nc = await backend.connect(), await backend.connect()
     got: list[bytes] = []

@@ -11,9 +11,13 @@ from typing import Any
 
 __path__ = extend_path(__path__, __name__)  # the compiled parts lie in the installed package
 
-from insane_nats import aio, errors, js, nuid, protocol
-from insane_nats.aio.client import Client as NATS
-from insane_nats.shim.qos import QoS
+from insane_nats.shim import nats_py
+
+nats_py.check()  # says what does not fit before anything fails over it
+
+from insane_nats import aio, errors, js, nuid, protocol  # noqa: E402
+from insane_nats.aio.client import Client as NATS  # noqa: E402
+from insane_nats.shim.qos import QoS  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = ["NATS", "QoS", "aio", "connect", "errors", "js", "nuid", "protocol"]

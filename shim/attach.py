@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import inspect
 import logging
 import os
 import random
@@ -20,7 +21,7 @@ from nats.aio.transport import TcpTransport
 from insane_nats.shim import known_nodes, native, node, qos
 from insane_nats.shim import session as nsn
 from insane_nats.shim.connection import WRITE_DEADLINE_S, Connection, World
-from insane_nats.shim.errors import AttachRefusedError, NoNodeError, SessionError, WrongKindError
+from insane_nats.shim.errors import AttachRefusedError, NoNodeError, NotEncryptedError, SessionError, WrongKindError
 from insane_nats.shim.msg import Msg
 from insane_nats.shim.native import fast
 from insane_nats.shim.node import Found, Probe
@@ -45,6 +46,16 @@ class _Abort(BaseException):
 
 def _plain(uri: ParseResult) -> bool:
     return uri.scheme == "nats"
+
+
+def _at(server: Srv) -> str:
+    """Where the server is, for texts."""
+    return node.place(server.uri)
+
+
+def _greets(uri: ParseResult) -> bool:
+    """True where whoever is there says so in clear text before anything else."""
+    return uri.scheme in ("nats", "tls")
 
 
 class Attaching(Connection):
@@ -81,6 +92,15 @@ class Attaching(Connection):
                 found.close()
             self._probes.clear()
 
+    # What help() and editors show: every argument of nats-py's, and ours behind them.
+    connect.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            *inspect.signature(NatsClient.connect).parameters.values(),
+            *(p for p in inspect.signature(connect).parameters.values() if p.kind is p.KEYWORD_ONLY),
+        ],
+        return_annotation="None",
+    )
+
     # --- what kind of connection --------------------------------------------------------------------------------------
 
     def _setup_server_pool(self, connect_url: str | list[str]) -> None:
@@ -89,7 +109,7 @@ class Attaching(Connection):
         new = self._server_pool[before:]
         if new:
             self._application_id = new[0].uri.port or 4222
-        queries = [(server.uri.query, server.uri.geturl()) for server in new if _plain(server.uri)]
+        queries = [(server.uri.query, f"nats://{_at(server)}") for server in new if _plain(server.uri)]
         self._qos = qos.resolve(self._qos_argument, queries, os.environ.get(qos.ENVIRONMENT))
 
     async def _select_next_server(self) -> None:
@@ -106,19 +126,15 @@ class Attaching(Connection):
                 raise _Abort(NoNodeError(f"{MODE_ENVIRONMENT}=insane, but {native.missing}"))
             self._be_nats(f"{MODE_ENVIRONMENT}=nats" if mode == "nats" else str(native.missing))
             return
-        pool = [server for server in self._server_pool if _plain(server.uri)]
-        if self.options["tls_handshake_first"]:
-            pool = []
-        nobody = bool(pool) and len(pool) == len(self._server_pool)
+        pool = [server for server in self._server_pool if _greets(server.uri) and not self.options["tls_handshake_first"]]
+        nobody = bool(pool) and all(_plain(server.uri) for server in self._server_pool)
         for server in pool:
             if await self._attach_to_known(server):
-                self._put_first(server)
                 return
             found = await node.probe(server.uri, self.options["connect_timeout"])
             self._probes[id(server)] = found
             if found.found in (Found.NODE, Found.SERVER):
-                self._put_first(server)
-                return
+                return  # nats-py's loop comes here when it has told error_cb of those before
             nobody = nobody and found.found is Found.NOBODY
         if nobody:
             await self._start_node()
@@ -161,7 +177,7 @@ class Attaching(Connection):
                 return found
             found.close()
             raise NoNodeError(
-                f"nobody listens on {server.uri.netloc}, and {node.AUTOSTART_ENVIRONMENT}="
+                f"nobody listens on {_at(server)}, and {node.AUTOSTART_ENVIRONMENT}="
                 f"{os.environ.get(node.AUTOSTART_ENVIRONMENT)} forbids to start an nsnd. Start one (nsnd --port {port}) or a "
                 f"nats-server, or unset {node.AUTOSTART_ENVIRONMENT}"
             )
@@ -175,9 +191,9 @@ class Attaching(Connection):
             self._world = World.INSANE
         elif found.found is Found.SERVER:
             if _mode() == "insane":
-                text = f"{MODE_ENVIRONMENT}=insane, and at {server.uri.netloc} is a NATS server: stop it, or use another port"
+                text = f"{MODE_ENVIRONMENT}=insane, and at {_at(server)} is a NATS server: stop it, or use another port"
                 raise _Abort(WrongKindError(text))
-            self._be_nats(f"at {server.uri.netloc} is a NATS server")
+            self._be_nats(f"at {_at(server)} is a NATS server")
 
     def _be_nats(self, why: str) -> None:
         self._world = World.NATS
@@ -185,29 +201,34 @@ class Attaching(Connection):
         _logger.log(level, "plain NATS, no shared memory: %s", why)
 
     async def _connect_to_server(self, s: Srv) -> None:
-        if self._world is World.NATS or not _plain(s.uri) or self.options["tls_handshake_first"]:
+        if self._world is World.NATS or not _greets(s.uri) or self.options["tls_handshake_first"]:
             if self._world is World.INSANE:
-                raise WrongKindError(f"this connection is a session of this host's node, and {s.uri.geturl()} is none")
+                raise WrongKindError(f"this connection is a session of this host's node, and at {_at(s)} there is none")
             await super()._connect_to_server(s)
             return
         s.last_attempt = monotonic()
-        if self._attached_early:
-            self._attached_early = False
+        if self._attached_early is s:
+            self._attached_early = None
             return
         found = self._probes.pop(id(s), None) or await node.probe(s.uri, self.options["connect_timeout"])
         try:
             if self._world is World.UNDECIDED:
                 self._decide(s, found)
-            if self._world is World.INSANE:
+            somebody = found.connection is not None
+            if self._world is World.INSANE and (somebody or (found.found is Found.NOBODY and self._is_home(s))):
                 await self._attach(s, found)
-            elif found.connection is not None:
+            elif somebody:
                 await self._take_over(found)
-            elif found.silent:
+            elif found.silent and self._world is not World.INSANE:
                 self._silent = True
             else:
                 raise found.error or errors.NoServersError()
         finally:
             found.close()
+
+    def _is_home(self, server: Srv) -> bool:
+        """True for the port at which this connection has its node: only there another may be started, when nobody is there."""
+        return self._home in (None, server.uri.port)
 
     async def _take_over(self, found: Probe) -> None:
         """Hands the connection that was asked who it is, its INFO still unread, to nats-py."""
@@ -225,6 +246,8 @@ class Attaching(Connection):
         first = self._session is None
         try:
             if found.found is Found.NOBODY:
+                if found.error is not None and not first and not node.autostart_allowed():
+                    raise found.error  # the node is waited for
                 found = await self._autostart(server)
             await self._attach_to(server, found)
         except (NoNodeError, SessionError) as error:
@@ -252,16 +275,18 @@ class Attaching(Connection):
         self._adopt(session)
         self._found_info = found.info or {}
         self._world = World.INSANE
-        self._attached_early = True
+        self._attached_early = server
+        self._home = server.uri.port
         return True
 
     async def _attach_to(self, server: Srv, found: Probe) -> None:
         if found.found is not Found.NODE:
             what = found.error or found.found.value
-            raise WrongKindError(f"this connection needs the insane_nats node at {server.uri.netloc}, and there is: {what}")
+            raise WrongKindError(f"this connection needs the insane_nats node at {_at(server)}, and there is: {what}")
         if not found.own:
+            self._refuse_unencrypted(server)
             raise AttachRefusedError(
-                f"the insane_nats node at {server.uri.netloc} is on another host, and nodes of several hosts cannot be joined "
+                f"the insane_nats node at {_at(server)} is on another host, and nodes of several hosts cannot be joined "
                 f"yet. For programs of one host use nats://127.0.0.1:{server.uri.port}; across hosts use a nats-server"
             )
         found.close()
@@ -276,6 +301,25 @@ class Attaching(Connection):
                 await self._reattach(found, deadline)
         except SessionError as error:
             raise AttachRefusedError(_refusal(server, found, str(error))) from error
+        self._home = server.uri.port
+
+    def _refuse_unencrypted(self, server: Srv) -> None:
+        """What was meant to be secret must not go to another host in clear text. NotEncryptedError."""
+        asked = [
+            words
+            for words, given in (
+                ("tls://", server.uri.scheme == "tls"),
+                ("a TLS context", self.options.get("tls") is not None),
+                ("credentials", self._auth_configured),
+            )
+            if given
+        ]
+        if asked:
+            raise NotEncryptedError(
+                f"the insane_nats node at {_at(server)} is on another host, and what goes there is not encrypted yet, "
+                f"but {' and '.join(asked)} asked for that. Use a nats-server with TLS between these hosts; within one host "
+                f"nothing leaves its memory (nats://127.0.0.1:{server.uri.port})"
+            )
 
     async def _open(self, found: Probe, deadline: float) -> nsn.Session:
         """A session that the node has let in. SessionError."""
@@ -467,7 +511,7 @@ def _refusal(server: Srv, found: Probe, words: str) -> str:
     """Why this program cannot attach to the node, whose that is, and the way out."""
     uid, pid = found.node.get("uid"), found.node.get("pid")
     words = words.removeprefix("nats: ")
-    text = f"the insane_nats node at {server.uri.netloc} (user {uid}, process {pid}) cannot be used: {words}"
+    text = f"the insane_nats node at {_at(server)} (user {uid}, process {pid}) cannot be used: {words}"
     if uid != os.getuid():
         return (
             f"{text}. This program runs as user {os.getuid()}: run it as the node's user, or have the node's nsnd.cfg name "

@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from nats import errors
 from nats.aio.client import DEFAULT_FLUSH_TIMEOUT, NO_RESPONDERS_STATUS, _validate_queue, _validate_subject
+from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 from nats.aio.subscription import DEFAULT_SUB_PENDING_BYTES_LIMIT, DEFAULT_SUB_PENDING_MSGS_LIMIT
 from nats.aio.subscription import Subscription as NatsSubscription
+from nats.js import JetStreamContext
 
 from insane_nats.shim import headers as nats_headers
-from insane_nats.shim import native
+from insane_nats.shim import jetstream, native
 from insane_nats.shim.attach import Attaching
+from insane_nats.shim.connection import World
 from insane_nats.shim.errors import SessionError, ZeroCopyError
 from insane_nats.shim.pump import PASS_DUE, SPACE_POLL_S
 from insane_nats.shim.session import Session
-from insane_nats.shim.subjects import check, first_plain, is_literal
+from insane_nats.shim.subjects import check, first_plain, is_literal, reserved
 from insane_nats.shim.subscription import SPINS, Subscription, one_pass
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 YIELD_S = 0.002  # publish() lets the event loop go round at least this often,
 YIELD_BYTES = 2 << 20  # and once in so many bytes
 CANCELLED_SETTLE_NS = 100_000_000  # for which a cancelled task holds its event loop up, at most, until its interest is known
+EVERY_MESSAGE = ("publish", "request", "_request_new_style", "_flush_pending", "_send_ping", "flush")
 
 if native.lib is not None:
     _publish = native.lib.nsn_publish
@@ -47,6 +51,18 @@ class Client(Attaching):
             self.publish = self._fast.publish  # type: ignore[method-assign]
             self._post = self._fast.post
 
+    def _be_nats(self, why: str) -> None:
+        """From now on what is called for every message is nats-py's own, without the way through ours."""
+        super()._be_nats(why)
+        for name in EVERY_MESSAGE:
+            if getattr(type(self), name) is getattr(Client, name):  # not where a program's subclass has its own
+                setattr(self, name, getattr(NatsClient, name).__get__(self))
+
+    def _reset(self) -> None:
+        super()._reset()
+        for name in EVERY_MESSAGE:
+            self.__dict__.pop(name, None)
+
     # --- publish ------------------------------------------------------------------------------------------------------
 
     async def publish(self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None) -> None:
@@ -60,6 +76,9 @@ class Client(Attaching):
             return
         raw = self._bytes_of(subject)
         raw_reply = self._bytes_of(reply) if reply else b""
+        if words := reserved(subject, reply):
+            self._refuse(len(payload), words)
+            return
         if self._status != 1:
             self._check_publishing()
         size = len(payload)
@@ -128,6 +147,16 @@ class Client(Attaching):
         if not raw:
             raise errors.BadSubjectError
         return raw
+
+    def _refuse(self, size: int, what: str) -> None:
+        """A publish that only a server may make: it is dropped, and error_cb told, as by a server."""
+        if self._status != 1:
+            self._check_publishing()
+        if size > self._max_payload:
+            raise errors.MaxPayloadError
+        self.stats["out_msgs"] += 1
+        self.stats["out_bytes"] += size
+        self._violation(what)
 
     def _check_publishing(self) -> None:
         if self.is_closed:
@@ -216,6 +245,8 @@ class Client(Attaching):
 
     def _no_responders(self, subject: str, reply: str) -> None:
         """A request that nobody got is answered with status 503, on the first plain subscription that hears the reply."""
+        if subject.startswith(jetstream.SUBJECTS):
+            jetstream.explain(self)
         sub = first_plain(self._subs.values(), reply)
         if sub is not None:
             assert self._pump is not None
@@ -252,6 +283,10 @@ class Client(Attaching):
         pump = self._pump
         assert pump is not None
         size = len(buffer) if length is None else length
+        if words := reserved(subject, reply):
+            buffer.release()
+            self._refuse(size, words)
+            return
         if self._removed:
             await self._settle_first()
         reached = -errno.EAGAIN if pump.space_waiters else fast.emit(raw, raw_reply, buffer, size)
@@ -403,6 +438,14 @@ class Client(Attaching):
         if future is not None and not future.done():
             future.set_result(msg)
 
+    # --- JetStream ----------------------------------------------------------------------------------------------------
+
+    def jetstream(self, **opts: Any) -> JetStreamContext:
+        """nats-py's JetStream. On a node that keeps nothing its calls fail at once with nats-py's errors; the log says why."""
+        if self._world is World.NATS:
+            return super().jetstream(**opts)
+        return jetstream.JetStream(self, **opts)
+
     # --- flush and rtt ------------------------------------------------------------------------------------------------
 
     async def flush(self, timeout: int = DEFAULT_FLUSH_TIMEOUT) -> None:
@@ -442,9 +485,8 @@ class Client(Attaching):
         self._rtt_waits[token] = answer
         start = loop.time()
         try:
-            if lib.nsn_ping(self._handle, token) < 0:
-                raise errors.ConnectionReconnectingError
-            self._pump.send()
+            if lib.nsn_ping(self._handle, token) == 0:  # while nsnd is away there is no answer, as from a server
+                self._pump.send()
             async with asyncio.timeout(timeout):
                 await answer
         except TimeoutError:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from nats import errors
 from nats.aio.client import Client as NatsClient
+from nats.aio.client import Srv
 from nats.aio.errors import ErrStaleConnection
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
@@ -35,6 +36,7 @@ from insane_nats.shim.errors import (
 from insane_nats.shim.node import Probe
 from insane_nats.shim.pump import Pump
 from insane_nats.shim.spin import Spin
+from insane_nats.shim.subjects import RESERVED_QUEUE
 from insane_nats.shim.subscription import one_pass
 
 if TYPE_CHECKING:
@@ -97,7 +99,8 @@ class Connection(NatsClient):
         self._write_deadline = WRITE_DEADLINE_S
         self._probes: dict[int, Probe] = {}
         self._looked_around = False
-        self._attached_early = False  # while looking around
+        self._attached_early: Srv | None = None  # while looking around
+        self._home: int | None = None  # port of the node that this connection was attached to last
         self._silent = False
         self._found_info: dict[str, Any] = {}
         self._pedantic = False
@@ -115,6 +118,7 @@ class Connection(NatsClient):
         self._report_task: asyncio.Task[None] | None = None
         self._settle_spin = Spin("adaptive")
         self._gave_up = 0
+        self._jetstream_explained = False
 
     @property
     def is_insane(self) -> bool:
@@ -145,6 +149,9 @@ class Connection(NatsClient):
 
     def _add_interest(self, sub: NatsSubscription) -> bool:
         """False when the subject cannot be subscribed. SessionError for anything else that libnsn does not like."""
+        if sub._queue == RESERVED_QUEUE:
+            self._violation(f'subscription to "{sub._subject}" using queue "{sub._queue}"')
+            return True
         pattern = sub._subject.encode("utf-8", "surrogateescape")
         queue = (sub._queue or "").encode("utf-8", "surrogateescape")
         result = lib.nsn_subscribe(self._handle, sub._id, pattern, len(pattern), queue, len(queue))
@@ -186,7 +193,7 @@ class Connection(NatsClient):
         if self._pump is None:
             await super()._send_unsubscribe(sid, limit)
             return
-        result = lib.nsn_unsubscribe(self._handle, sid, limit)
+        result = lib.nsn_unsubscribe(self._handle, sid, max(0, limit))  # below 0 it is now, as for a server
         if result < 0 and result != -errno.ENOENT:  # as in NATS, to unsubscribe what is gone is no error
             raise self._session_error(result)
         self._removed = True
@@ -473,6 +480,11 @@ class Connection(NatsClient):
         """Keeps tasks that nobody awaits alive."""
         tasks: set[asyncio.Task[None]] = self.__dict__.setdefault("_running_tasks", set())
         return tasks
+
+    def _violation(self, what: str) -> None:
+        """What a NATS server says to a client that does what it may not, in nats-py's lower case; the connection stays."""
+        self._err = errors.Error(f"nats: permissions violation for {what.lower()}")
+        self._report(self._err)
 
     def _report(self, error: Exception) -> None:
         """Hands an error to the error callback: one after the other, behind what happens now."""

@@ -24,6 +24,10 @@ class AttachRefusedError(NoNodeError):
     """There is an insane_nats node at the URL, and this program may not or cannot attach to it."""
 
 
+class NotEncryptedError(NoNodeError):
+    """TLS or credentials were given, and the node at the URL is one that they cannot be kept secret on the way to."""
+
+
 class WrongKindError(NoNodeError):
     """What listens at the URL is not what INSANE_NATS_MODE, or the kind that this connection has once and for all, asks for."""
 
@@ -92,6 +96,7 @@ __all__ = [
     "AutostartError",
     "InheritedConnectionError",
     "NoNodeError",
+    "NotEncryptedError",
     "SessionError",
     "SessionSlowConsumerError",
     "SubscriptionRefusedError",

@@ -23,4 +23,4 @@ else:
 if TYPE_CHECKING or missing is None:
     fast = _fast
 else:
-    pass
+    from insane_nats.shim import no_fast as fast  # noqa: F401  (it is what other modules import from here)

@@ -66,6 +66,11 @@ class Probe:
             self.connection = None
 
 
+def place(uri: ParseResult) -> str:
+    """Host and port of a URL, without the credentials that may stand in it: for texts."""
+    return uri.netloc.rpartition("@")[2]
+
+
 def is_own_address(host: str) -> bool:
     """True for a loopback address or one of this host's interfaces (a literal address)."""
     try:

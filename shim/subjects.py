@@ -11,6 +11,23 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
 
+# What a NATS server keeps for itself (shim/fast/publish.c has the same list): an ordinary client may neither publish to these,
+RESERVED_SUBJECTS = ("_GR_.", "$GR.", "$NRG.")
+# nor ask for replies to these,
+RESERVED_REPLIES = ("_R_.", "_GR_.", "$GR.", "$JS.ACK.")
+# nor join this queue group.
+RESERVED_QUEUE = "_sys_"
+
+
+def reserved(subject: str, reply: str) -> str:
+    """What only a server may do of publishing to the subject with that reply, in a server's words; nothing if there is none."""
+    if subject.startswith(RESERVED_SUBJECTS):
+        return f'publish to "{subject}"'
+    if reply and reply.startswith(RESERVED_REPLIES):
+        return f'publish with reply of "{reply}"'
+    return ""
+
+
 def check(subject: str) -> None:
     """As nats-py before a publish: BadSubjectError for an empty subject or one with white space."""
     if not subject or " " in subject or "\t" in subject or "\r" in subject or "\n" in subject:

@@ -305,12 +305,12 @@ def test_jetstream_subscription_goes_through_nats_pys_delivery(nsnd: Server) -> 
             _active=False, _ordered=False, track_sequences=tracked.append, get_js_delivered=lambda: 0, _fciseq=0
         )
         flow = await nc.subscribe("flow")
-        await nc.publish("deliver", b"x", reply="$JS.ACK.s.c.1.1.1.1.0")
+        await nc.publish("deliver", b"x", reply="tracked.s.c.1.1.1.1.0")
         # A flow control request, as a server sends it, is answered and not delivered.
         nc._pump.deliver_status(subscription, "deliver", b"NATS/1.0 100 FlowControl Request\r\n\r\n")
         await nc.flush()
         assert subscription._jsi._active
-        assert tracked == ["$JS.ACK.s.c.1.1.1.1.0"]
+        assert tracked == ["tracked.s.c.1.1.1.1.0"]
         assert (await subscription.next_msg(5)).data == b"x"
         assert subscription.pending_msgs == 0
         await flow.unsubscribe()

@@ -298,3 +298,23 @@ def test_plain_nats_says_that_there_is_no_fabric(tmp_path: Path) -> None:
 
     with servers.nats_server(tmp_path) as server:
         asyncio.run(main(server.url))
+
+
+@pytest.mark.parametrize(("subject", "reply"), [("$GR.x", ""), ("a", "$JS.ACK.s.c.1.1.1.1.0")])
+def test_what_only_servers_publish_is_refused_and_given_back(nsnd: Server, subject: str, reply: str) -> None:
+    async def body(one: Any, other: Any) -> None:
+        told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def error_cb(error: Exception) -> None:
+            told.set_result(str(error))
+
+        one._error_cb = error_cb
+        everything = await other.subscribe(">")
+        buffer = filled(one, LARGE, b"z")
+        await one.emit(subject, buffer, reply=reply)
+        assert buffer.released
+        assert "permissions violation for publish" in await asyncio.wait_for(told, 5)
+        await one.publish("a", b"x")
+        assert (await everything.next_msg(5)).data == b"x"
+
+    run(nsnd, body)

@@ -20,6 +20,18 @@ static PyObject *or_none(PyObject *object)
     return object ? object : Py_None;
 }
 
+/* What a server keeps for itself, as a subject or as a reply (shim/subjects.py tells them apart). */
+static bool is_reserved(const char *subject)
+{
+    static const char *const prefixes[] = {"_R_.", "_GR_.", "$GR.", "$NRG.", "$JS.ACK."};
+    if ((subject[0] != '_' && subject[0] != '$') || subject[1] == 'I') /* an inbox is the usual one */
+        return false;
+    for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++)
+        if (strncmp(subject, prefixes[i], strlen(prefixes[i])) == 0)
+            return true;
+    return false;
+}
+
 /* The bytes of a subject that nats-py would let pass; NULL without an exception when it is not so plain. */
 static const char *subject_bytes(PyObject *subject, Py_ssize_t *length)
 {
@@ -33,7 +45,7 @@ static const char *subject_bytes(PyObject *subject, Py_ssize_t *length)
     for (Py_ssize_t i = 0; i < *length; i++)
         if (bytes[i] == ' ' || bytes[i] == '\t' || bytes[i] == '\r' || bytes[i] == '\n')
             return NULL;
-    return *length ? bytes : NULL;
+    return *length && !is_reserved(bytes) ? bytes : NULL;
 }
 
 static bool is_well(struct fast_connection *connection)

@@ -74,7 +74,7 @@ class Fabric:
     def slot(self, index: int) -> Slot:
         entry = self._view.slot[index]
         return Slot(index, entry.alive, (entry.identity[0], entry.identity[1]), entry.acknowledged, entry.pid, entry.start_time,
-                    entry.uid, bool(entry.other))
+                    entry.uid, bool(entry.traits & lib.NSN_SLOT_OTHER))
 
     def claim(self, identity: tuple[int, int], pid: int, start_time: int, uid: int) -> Slot:
         """A slot for a new session; FabricError ENOSPC when all are taken."""

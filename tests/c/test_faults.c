@@ -1,19 +1,6 @@
 /* Back-pressure and memory when something goes wrong for long: consumers that do not read, messages that are kept, producers
  * that all have more than fits. */
-#include "node.h"
-
-struct inbox {
-    struct nsn_message messages[256];
-    uint8_t blob[1 << 16];
-};
-
-static int receive(struct nsn_session *session, struct inbox *inbox)
-{
-    nsn_session_process(session, 0);
-    int count = nsn_receive(session, inbox->messages, 256, inbox->blob, sizeof inbox->blob, 0);
-    CHECK(count >= 0);
-    return count;
-}
+#include "inbox.h"
 
 static const uint8_t *payload_of(struct nsn_session *session, const struct inbox *inbox, const struct nsn_message *message)
 {

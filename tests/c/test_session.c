@@ -1,38 +1,5 @@
 /* Sessions on one node: publish, receive, queue groups, maxima, barriers, back-pressure, causality. */
-#include "node.h"
-
-struct inbox {
-    struct nsn_message messages[256];
-    uint8_t blob[1 << 16];
-};
-
-static int receive(struct nsn_session *session, struct inbox *inbox)
-{
-    nsn_session_process(session, 0);
-    return nsn_receive(session, inbox->messages, 256, inbox->blob, sizeof inbox->blob, 0);
-}
-
-/* Receives until nothing has come behind a barrier; returns how many of each sid (0..7). */
-static int drain_all(struct nsn_session *session, int counts[8])
-{
-    static struct inbox inbox;
-    int total = 0, token = nsn_barrier_begin(session);
-    uint64_t until = nsn_now_ns() + 10000000000ull;
-    CHECK(token > 0);
-    for (;;) {
-        int count = receive(session, &inbox);
-        for (int i = 0; i < count; i++) {
-            total++;
-            if (counts)
-                counts[inbox.messages[i].sid & 7]++;
-            if (inbox.messages[i].flags & NSN_MESSAGE_LARGE)
-                nsn_large_release(session, inbox.messages[i].large);
-        }
-        if (!count && nsn_barrier_done(session, token) == 1)
-            return total;
-        CHECK(nsn_now_ns() < until);
-    }
-}
+#include "inbox.h"
 
 TEST(message_reaches_subscriber_with_all_its_parts)
 {

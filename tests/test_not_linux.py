@@ -12,7 +12,7 @@ from tools.servers import ROOT, Server
 
 ELSEWHERE = {
     "another system": "import sys; sys.platform = 'darwin'",
-    "no compiled parts": "import sys; sys.modules.update({'insane_nats._nsn': None, 'insane_nats._fast': None, 'nsnd._fabric': None})",
+    "no compiled parts": "import sys; sys.modules.update(dict.fromkeys(['insane_nats._nsn', 'insane_nats._fast', 'nsnd._fabric']))",
 }
 WHY = {"another system": "needs Linux, and this is darwin", "no compiled parts": "its compiled part is not installed"}
 

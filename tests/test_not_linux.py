@@ -10,9 +10,10 @@ import pytest
 
 from tools.servers import ROOT, Server
 
+COMPILED = ["insane_nats._nsn", "insane_nats._fast", "nsnd._fabric"]
 ELSEWHERE = {
     "another system": "import sys; sys.platform = 'darwin'",
-    "no compiled parts": "import sys; sys.modules.update(dict.fromkeys(['insane_nats._nsn', 'insane_nats._fast', 'nsnd._fabric']))",
+    "no compiled parts": f"import sys; sys.modules.update(dict.fromkeys({COMPILED!r}))",
 }
 WHY = {"another system": "needs Linux, and this is darwin", "no compiled parts": "its compiled part is not installed"}
 

@@ -345,10 +345,12 @@ class Attaching(Connection):
         """This connection's session from now on."""
         loop = asyncio.get_running_loop()
         session.when_inherited = self._inherited
+        session.when_exiting = self._exiting
         self._session = session
         self._handle = session.handle
         self._loop = loop
-        self._fast = fast.Connection(self, session.address, Msg, NatsMsg, self._builds_plainly and not self._roundabout)
+        plain = self._builds_plainly and not self._roundabout
+        self._fast = fast.Connection(self, session.address, session.handle, Msg, NatsMsg, plain)
         session.lends_by(self._fast.lender)
         self._pump = Pump(self, session, self._fast, loop, Spin(self._qos.consumption))
 

@@ -390,6 +390,10 @@ class Connection(NatsClient):
     def _inherited(self) -> None:
         """This is a forked child of the process that made the connection."""
         self._forked = True
+        self._exiting()
+
+    def _exiting(self) -> None:
+        """Whatever still runs finds the connection closed."""
         self._status = NatsClient.CLOSED
         if self._pump is not None:
             self._pump.forget()
@@ -400,6 +404,7 @@ class Connection(NatsClient):
         """Nothing is sent or received by the session from now on."""
         if self._fast is not None:
             self._fast.close()
+            self._fast = None
         self.__dict__.pop("publish", None)
         self._post = _post_nothing
         self._handle = None

@@ -129,7 +129,8 @@ class Pump:
             self._indirect_task.cancel()
 
     def forget(self) -> None:
-        """In a forked child: the loop's descriptors are shared with the parent, so nothing is taken back."""
+        """As stop(), in a forked child: the loop's descriptors are shared with the parent, so nothing is taken back. And at
+        exit."""
         self._stopped = True
 
     def watch_control(self) -> None:

@@ -196,10 +196,10 @@ def test_views_outlive_handler_connection_and_publisher(nsnd: Server) -> None:
         third = await insane_nats.connect(nsnd.url)
         await third.publish("a", b"x" * LARGE)
         assert bytes(kept[0]) == b"z" * LARGE
-        assert session._finalizer.alive  # the session is there as long as the memory is read
+        assert session.is_open  # the session is there as long as the memory is read
         kept.pop().release()
         gc.collect()
-        assert not session._finalizer.alive
+        assert not session.is_open
         await third.close()
 
     run(nsnd, body)

@@ -34,7 +34,7 @@ from insane_nats.shim.errors import (
     UnreadError,
 )
 from insane_nats.shim.node import Probe
-from insane_nats.shim.pump import Pump
+from insane_nats.shim.pump import Pump, start_later
 from insane_nats.shim.spin import Spin
 from insane_nats.shim.subjects import RESERVED_QUEUE
 from insane_nats.shim.subscription import one_pass
@@ -235,7 +235,7 @@ class Connection(NatsClient):
             self._ping_interval_task.cancel()
         if self.options["allow_reconnect"]:
             self._status = NatsClient.RECONNECTING
-            self._reconnection_task = loop.create_task(self._attempt_reconnect())
+            self._reconnection_task = start_later(loop, self._attempt_reconnect())
         else:
             self._process_disconnect()
             self._err = error
@@ -477,7 +477,7 @@ class Connection(NatsClient):
             except Exception:
                 _logger.exception("nats: a callback failed")
 
-        task = asyncio.get_running_loop().create_task(run())
+        task = start_later(asyncio.get_running_loop(), run())
         self._tasks().add(task)
         task.add_done_callback(self._tasks().discard)
 
@@ -498,7 +498,7 @@ class Connection(NatsClient):
             return
         self._reports.append(error)
         if self._report_task is None:
-            self._report_task = asyncio.get_running_loop().create_task(self._report_all())
+            self._report_task = start_later(asyncio.get_running_loop(), self._report_all())
 
     async def _report_all(self) -> None:
         try:

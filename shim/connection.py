@@ -15,7 +15,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nats import errors
 from nats.aio.client import Client as NatsClient
@@ -68,6 +68,14 @@ class World(Enum):
     NATS = "a NATS connection"
 
 
+class Early(NamedTuple):
+    """A session with a node that is known, made while looking around: for when connect() comes to that server."""
+
+    server: Srv
+    found: Probe
+    session: nsn.Session
+
+
 class Connection(NatsClient):
     """What Client is made of, below connecting and publishing."""
 
@@ -99,7 +107,7 @@ class Connection(NatsClient):
         self._write_deadline = WRITE_DEADLINE_S
         self._probes: dict[int, Probe] = {}
         self._looked_around = False
-        self._attached_early: Srv | None = None  # while looking around
+        self._early: Early | None = None
         self._home: int | None = None  # port of the node that this connection was attached to last
         self._silent = False
         self._found_info: dict[str, Any] = {}

@@ -20,6 +20,7 @@ from nats.aio.subscription import (
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from insane_nats.shim.deadlines import expire
+from insane_nats.shim.msg import Msg as Ours
 from insane_nats.shim.native import fast
 from insane_nats.shim.pump import PASS_DUE
 
@@ -336,7 +337,7 @@ class Subscription(fast.Subscription, NatsSubscription):
                     await callback(msg)
                 except Exception as error:
                     await _report(error_cb, error)
-                if self._zero_copy:
+                if self._zero_copy and isinstance(msg, Ours):  # and not a class of the program's, which has a copy
                     msg.end()
             if monotonic() - started > CALLBACK_TURN_S:
                 await one_pass()

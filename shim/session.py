@@ -134,6 +134,7 @@ class Session:
     def close(self) -> None:
         """Now, or when the last view of what was lent is gone."""
         self.handle = None
+        self.when_inherited = self.when_exiting = None  # the collector does not see that what is lent refers to here
         for lender in self._lenders:
             if lender.lent:
                 lender.when_returned = self._end

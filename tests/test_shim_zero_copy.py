@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -353,3 +354,26 @@ def test_a_view_of_the_loan_itself_does_not_end_it(nsnd: Server) -> None:
         message.release()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_message_that_is_garbage_with_its_connection_goes_back(nsnd: Server, closed: bool) -> None:
+    async def main() -> Any:
+        client: Any = await insane_nats.connect(nsnd.url)
+        sub = await client.subscribe("a", zero_copy=True)
+        for _ in range(2):
+            await client.publish("a", b"x" * 300_000)
+        client.message = await sub.next_msg()
+        session = client._session
+        if closed:
+            await client.close()
+        return weakref.ref(session._keeper)
+
+    loop = asyncio.new_event_loop()
+    keeper = loop.run_until_complete(main())
+    loop.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
+        gc.collect()
+    assert keeper() is None

@@ -383,25 +383,26 @@ def test_one_long_wait_keeps_nothing_of_those_that_are_over() -> None:
 # --- event loops
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python before 3.12 has no asyncio.eager_task_factory")
-def test_eager_tasks_do_not_run_in_the_middle_of_a_delivery(nsnd: Server) -> None:
-    async def body(client: Any) -> None:
-        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined, unused-ignore]
-        other, slow = await client.subscribe("b"), await client.subscribe("a", pending_msgs_limit=1)
-        seen: list[bytes] = []
-        all_seen = asyncio.Event()
+if sys.version_info >= (3, 12):  # before, asyncio has no eager tasks
 
-        async def receive(_: Exception) -> None:
-            seen.append((await other.next_msg(1)).data)
-            if len(seen) == 99:
-                all_seen.set()
+    def test_eager_tasks_do_not_run_in_the_middle_of_a_delivery(nsnd: Server) -> None:
+        async def body(client: Any) -> None:
+            asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+            other, slow = await client.subscribe("b"), await client.subscribe("a", pending_msgs_limit=1)
+            seen: list[bytes] = []
+            all_seen = asyncio.Event()
 
-        client._error_cb = receive
-        for number in range(100):
-            await client.publish("a", b"")
-            await client.publish("b", str(number).encode())
-        await asyncio.gather(client.flush(), client.flush(), client.flush())
-        await asyncio.wait_for(all_seen.wait(), 10)
-        assert seen == [str(number).encode() for number in range(99)] and slow.pending_msgs == 1
+            async def receive(_: Exception) -> None:
+                seen.append((await other.next_msg(1)).data)
+                if len(seen) == 99:
+                    all_seen.set()
 
-    run(nsnd, body)
+            client._error_cb = receive
+            for number in range(100):
+                await client.publish("a", b"")
+                await client.publish("b", str(number).encode())
+            await asyncio.gather(client.flush(), client.flush(), client.flush())
+            await asyncio.wait_for(all_seen.wait(), 10)
+            assert seen == [str(number).encode() for number in range(99)] and slow.pending_msgs == 1
+
+        run(nsnd, body)

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "nsn_error.h"
+#include "nsn_shared.h"
 
 /* A hierarchy of cgroups that limits memory. */
 struct hierarchy {
@@ -111,6 +112,18 @@ static uint64_t tightest(const char *root, bool second)
 
 uint64_t nsn_memory_limit(const char *root) { return least(tightest(root, false), tightest(root, true)); }
 
+/* Of this process, as of a moment ago: reading takes longer than all else that opens a session does. */
+static uint64_t limit_of_late(void)
+{
+    static uint64_t limit, read_at; /* ns; 0: never */
+    uint64_t now = nsn_now_ns(), at = nsn_load_acquire(&read_at);
+    if (!at || now - at > NSN_BUDGET_FRESH_NS) {
+        nsn_store_relaxed(&limit, nsn_memory_limit(""));
+        nsn_store_release(&read_at, now); /* pairs with the acquire above: whoever sees it sees the limit */
+    }
+    return nsn_load_relaxed(&limit);
+}
+
 static int parse(const char *word, uint64_t *bytes)
 {
     char *end;
@@ -133,7 +146,7 @@ int nsn_budget_default(uint64_t *budget, char *error, size_t error_size)
         return nsn_explain(error, error_size, -EINVAL, NSN_BUDGET_ENVIRONMENT " cannot be \"%s\": it is a number of bytes, or "
                            "one with K, M or G behind it", word);
     }
-    uint64_t share = nsn_memory_limit("") / NSN_BUDGET_SHARE;
+    uint64_t share = limit_of_late() / NSN_BUDGET_SHARE;
     *budget = share < NSN_BUDGET_LEAST ? NSN_BUDGET_LEAST : least(share, NSN_BUDGET_DEFAULT);
     return 0;
 }

@@ -12,6 +12,7 @@
 #define NSN_BUDGET_DEFAULT (256ull << 20)
 #define NSN_BUDGET_LEAST (1ull << 20)          /* however tight the limit is */
 #define NSN_BUDGET_SHARE 4u                    /* one part in so many of the limit */
+#define NSN_BUDGET_FRESH_NS 1000000000ull      /* a limit that was read is good for so long */
 #define NSN_BUDGET_ENVIRONMENT "INSANE_NATS_BUDGET" /* bytes, or with K, M or G behind; wins over any limit */
 
 /* The tightest memory limit of this process's cgroups, bytes: memory.max and memory.high (version 2) or

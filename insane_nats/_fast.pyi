@@ -66,7 +66,7 @@ class Queue:
     def _queue(self) -> Ring[Any]: ...
     _maxsize: int
     _getters: list[Future[None]]
-    _joiners: list[Future[None]]
+    _joiners: list[Future[None]] | None
 
 class Subscription:
     _received: int

@@ -48,13 +48,11 @@ class PendingQueue(fast.Queue, asyncio.Queue[Msg]):
     without task_done(); the fast paths take and finish in one step."""
 
     _is_shutdown = False  # of Python 3.13's Queue
-    _putters: list[asyncio.Future[None]]
+    _putters: list[asyncio.Future[None]] | tuple[()] = ()  # as the joiners: mostly there are none, and then no list
 
     def __init__(self, maxsize: int = 0) -> None:
         self._maxsize = maxsize
         self._getters = []  # a deque is ten times as large, and mostly nobody waits
-        self._putters = []
-        self._joiners = []
         self._taken = 0
 
     @property
@@ -68,12 +66,18 @@ class PendingQueue(fast.Queue, asyncio.Queue[Msg]):
         if self._getters:
             self.wake_one()
 
+    async def put(self, item: Msg) -> None:
+        if not self._putters:
+            self._putters = []
+        await super().put(item)
+
     def get_nowait(self) -> Msg:
         if not self._queue:
             raise asyncio.QueueEmpty
         item: Msg = self._queue.popleft()
         self._taken += 1
-        self._wakeup_next(self._putters)
+        if self._putters:
+            self._wakeup_next(self._putters)
         return item
 
     def task_done(self) -> None:
@@ -85,6 +89,8 @@ class PendingQueue(fast.Queue, asyncio.Queue[Msg]):
     async def join(self) -> None:
         while self._unfinished_tasks > 0:
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            if self._joiners is None:
+                self._joiners = []
             self._joiners.append(done)
             await done
 
@@ -346,6 +352,8 @@ class Subscription(fast.Subscription, NatsSubscription):
 
 def _limit(given: float | None) -> int:
     """Of any number that nats-py would compare with, one that C can keep. None is no limit."""
+    if type(given) is int and -1 <= given <= MOST:
+        return given
     if given is None or given != given:
         return 0
     bounded = max(-1, min(given, MOST))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import logging
 import select
 import sys
 import time
@@ -439,6 +440,7 @@ ROLES: dict[str, Callable[[Worker], Awaitable[Result]]] = {
 
 
 async def main() -> None:
+    logging.getLogger("insane_nats").setLevel(logging.ERROR)  # that it is plain NATS is what some rows are about
     task = Task(**json.loads(sys.argv[1]))
     worker = Worker(task)
     result = await ROLES[task.role](worker)

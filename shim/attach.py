@@ -58,6 +58,10 @@ def _greets(uri: ParseResult) -> bool:
     return uri.scheme in ("nats", "tls")
 
 
+class _UnauthorizedError(Exception):
+    """nsnd does not know the credentials."""
+
+
 class Attaching(Connection):
     """A connection that finds its node, and comes back to it."""
 
@@ -216,7 +220,10 @@ class Attaching(Connection):
                 self._decide(s, found)
             somebody = found.connection is not None
             if self._world is World.INSANE and (somebody or (found.found is Found.NOBODY and self._is_home(s))):
-                await self._attach(s, found)
+                try:
+                    await self._attach(s, found)
+                except _UnauthorizedError:
+                    self._unauthorized = True
             elif somebody:
                 await self._take_over(found)
             elif found.silent and self._world is not World.INSANE:
@@ -264,16 +271,22 @@ class Attaching(Connection):
             return False
         found = Probe(Found.NODE, known.info, own=True)
         try:
-            session = await self._open(found, monotonic() + min(KNOWN_TIMEOUT_S, self.options["connect_timeout"]))
+            session = await self._open(server, found, monotonic() + min(KNOWN_TIMEOUT_S, self.options["connect_timeout"]))
         except SessionError:
             known_nodes.forget(server.uri)
             return False
+        except _UnauthorizedError:
+            self._unauthorized = True
+            return self._attached_to_known(server, known.info)
         if session.info().node_pid != known.node_pid:  # another one has taken its place, whose INFO says other things
             session.close()
             known_nodes.forget(server.uri)
             return False
         self._adopt(session)
-        self._found_info = found.info or {}
+        return self._attached_to_known(server, known.info)
+
+    def _attached_to_known(self, server: Srv, info: dict[str, Any] | None) -> bool:
+        self._found_info = info or {}
         self._world = World.INSANE
         self._attached_early = server
         self._home = server.uri.port
@@ -294,11 +307,11 @@ class Attaching(Connection):
         deadline = monotonic() + self.options["connect_timeout"]
         try:
             if self._session is None:
-                session = await self._open(found, deadline)
+                session = await self._open(server, found, deadline)
                 self._adopt(session)
                 known_nodes.remember(server.uri, self._found_info, session.info().node_pid)
             else:
-                await self._reattach(found, deadline)
+                await self._reattach(server, found, deadline)
         except SessionError as error:
             raise AttachRefusedError(_refusal(server, found, str(error))) from error
         self._home = server.uri.port
@@ -321,7 +334,7 @@ class Attaching(Connection):
                 f"nothing leaves its memory (nats://127.0.0.1:{server.uri.port})"
             )
 
-    async def _open(self, found: Probe, deadline: float) -> nsn.Session:
+    async def _open(self, server: Srv, found: Probe, deadline: float) -> nsn.Session:
         """A session that the node has let in. SessionError."""
         session = nsn.Session(
             nsn.SessionOptions(
@@ -335,7 +348,7 @@ class Attaching(Connection):
             )
         )
         try:
-            await self._until_attached(session, deadline)
+            await self._until_attached(session, server, deadline)
         except BaseException:
             session.close()
             raise
@@ -352,27 +365,32 @@ class Attaching(Connection):
         session.lends_by(self._fast.lender)
         self._pump = Pump(self, session, self._fast, loop, Spin(self._qos.consumption))
 
-    async def _reattach(self, found: Probe, deadline: float) -> None:
+    async def _reattach(self, server: Srv, found: Probe, deadline: float) -> None:
         session = self._session
         assert session is not None and self._pump is not None
-        if session.state == nsn.DETACHED:
+        if session.unauthorized:
+            session.process()  # to the end of the conversation that it was said in
+        if session.state == nsn.DETACHED or session.unauthorized:
             session.reattach(found.node["socket"])
-        await self._until_attached(session, deadline)
+        await self._until_attached(session, server, deadline)
         if session.state == nsn.LOST:
             native.lib.nsn_session_accept_loss(session.handle)
             self._subscribe_again()
         self._pump.watch_control()
 
-    async def _until_attached(self, session: nsn.Session, deadline: float) -> None:
+    async def _until_attached(self, session: nsn.Session, server: Srv, deadline: float) -> None:
         """SessionError when nsnd refuses, goes away, or does not answer in time."""
         loop = asyncio.get_running_loop()
         session.process(0 if self._qos.consumption == "low" else ATTACH_SPIN_NS)
         while session.state == nsn.CONNECTING:
+            self._answer_challenge(session, server)
             left = deadline - monotonic()
             if left <= 0:
                 raise SessionError(errno.ETIMEDOUT, "nsnd does not answer: is it stopped or overloaded?")
             await _readable(loop, session.control_fd, left)
             session.process()
+        if session.unauthorized:
+            raise _UnauthorizedError
         if session.state not in (nsn.READY, nsn.LOST):
             raise SessionError(errno.ECONNREFUSED, session.error())
 
@@ -383,6 +401,9 @@ class Attaching(Connection):
         if self._world is not World.INSANE:
             await super()._process_connect_init()
             return
+        if self._unauthorized:
+            self._unauthorized = False
+            raise errors.Error("nats: 'Authorization Violation'")  # as nats-py does with what a server says to CONNECT
         assert self._session is not None and self._fast is not None
         assert self._pump is not None and self._current_server is not None
         info = self._session.info()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import weakref
 from collections.abc import Callable
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from insane_nats._fast import Lender
 
 ERROR_SIZE = 512  # bytes, as libnsn keeps
+NONCE_SIZE = 64
 NAME_MAX = 127  # bytes of UTF-8
 
 CONNECTING, READY, DETACHED, REFUSED, CLOSED, LOST = range(6)  # enum nsn_session_state
@@ -61,6 +63,7 @@ class Session:
                 "unreliable": options.unreliable,
                 "pending_size": options.pending_size,
                 "write_deadline_ns": options.write_deadline_ns,
+                "answers": True,
             },
         )
         error = ffi.new("char[]", ERROR_SIZE)
@@ -98,6 +101,22 @@ class Session:
         """The words of the last error."""
         return "" if self.handle is None else _text(lib.nsn_session_error(self.handle))
 
+    @property
+    def unauthorized(self) -> bool:
+        """Whether nsnd does not know the credentials that were given, or knows them no more."""
+        return self.handle is not None and int(lib.nsn_session_refusal(self.handle)) == errno.EKEYREJECTED
+
+    def challenge(self) -> str | None:
+        """What is to be signed, "" where nobody can do that, when nsnd waits for credentials."""
+        nonce = ffi.new("char[]", NONCE_SIZE)
+        return _text(nonce) if lib.nsn_session_challenge(self.handle, nonce, NONCE_SIZE) else None
+
+    def answer(self, connect: bytes) -> None:
+        """To the challenge: the JSON of a CONNECT. SessionError."""
+        result = lib.nsn_session_answer(self.handle, connect, len(connect))
+        if result < 0:
+            raise SessionError(-result, self.error())
+
     def info(self) -> SessionInfo:
         info = ffi.new("struct nsn_session_info *")
         lib.nsn_session_info(self.handle, info)
@@ -110,7 +129,7 @@ class Session:
         return {name: int(getattr(counters, name)) for name, _ in ffi.typeof("struct nsn_counters").fields}
 
     def reattach(self, socket_path: str) -> None:
-        """After DETACHED; SessionError when nsnd's socket does not take the connection."""
+        """After DETACHED or REFUSED; SessionError when nsnd's socket does not take the connection."""
         result = lib.nsn_session_reattach(self.handle, os.fsencode(socket_path))
         if result < 0:
             raise SessionError(-result, self.error())

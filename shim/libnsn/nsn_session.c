@@ -253,6 +253,36 @@ int nsn_session_info(struct nsn_session *s, struct nsn_session_info *info)
     return 0;
 }
 
+int nsn_session_challenge(struct nsn_session *s, char *nonce, size_t nonce_size)
+{
+    pthread_mutex_lock(&s->lock);
+    int challenged = s->state == NSN_CONNECTING && s->challenged;
+    if (challenged)
+        snprintf(nonce, nonce_size, "%s", s->nonce);
+    pthread_mutex_unlock(&s->lock);
+    return challenged;
+}
+
+int nsn_session_answer(struct nsn_session *s, const uint8_t *json, size_t length)
+{
+    pthread_mutex_lock(&s->lock);
+    int result;
+    if (s->state != NSN_CONNECTING || !s->challenged)
+        result = nsn_fail(s, -EINVAL, "nsnd does not wait for credentials");
+    else
+        result = nsn_control_credentials(s, json, length);
+    pthread_mutex_unlock(&s->lock);
+    return result;
+}
+
+int nsn_session_refusal(struct nsn_session *s)
+{
+    pthread_mutex_lock(&s->lock);
+    int refusal = s->state == NSN_REFUSED_STATE ? s->refusal : 0;
+    pthread_mutex_unlock(&s->lock);
+    return refusal;
+}
+
 int nsn_session_counters(struct nsn_session *s, struct nsn_counters *counters)
 {
     pthread_mutex_lock(&s->lock);

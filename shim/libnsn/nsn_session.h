@@ -25,6 +25,8 @@ struct nsn_session_options {
     uint64_t budget;              /* bytes touched in links and pool; 0: nsn_budget_default (nsn_budget.h) */
     uint64_t write_deadline_ns;   /* how long a queue message that is passed on waits for a full member; 0: 10 s */
     uint64_t pending_size;        /* bytes kept while DETACHED for sessions that have no link yet; 0: 2 MiB */
+    int answers;                  /* 1: who opens it looks for nsn_session_challenge() while CONNECTING, and answers. Else nsnd
+                                     refuses it where it asks for credentials */
 };
 
 enum nsn_session_state { NSN_CONNECTING = 0, NSN_READY = 1, NSN_DETACHED = 2, NSN_REFUSED_STATE = 3, NSN_CLOSED = 4, NSN_LOST = 5 };
@@ -57,7 +59,13 @@ int nsn_session_info(struct nsn_session *session, struct nsn_session_info *info)
 /* Reads what nsnd sent and sends what is due. 1 when something changed, 0, or a negative errno (then DETACHED, REFUSED…).
  * spin_ns: waits that long for something first (for a round trip to nsnd that is worth spinning for). */
 int nsn_session_process(struct nsn_session *session, uint64_t spin_ns);
-/* Connects again after DETACHED (non-blocking; then process() until READY or LOST). */
+/* 1 when nsnd waits for credentials, with the nonce (NUL-terminated, "" where nobody can sign one). 0: it does not. */
+int nsn_session_challenge(struct nsn_session *session, char *nonce, size_t nonce_size);
+/* The JSON object that a NATS client sends behind CONNECT. -EINVAL: nobody waits for it. -EMSGSIZE: it is too long. */
+int nsn_session_answer(struct nsn_session *session, const uint8_t *json, size_t length);
+/* While REFUSED_STATE, why: a positive errno. EKEYREJECTED: nsnd does not know these credentials, or no more. 0 else. */
+int nsn_session_refusal(struct nsn_session *session);
+/* Connects again after DETACHED or REFUSED_STATE (non-blocking; then process() until READY or LOST). */
 int nsn_session_reattach(struct nsn_session *session, const char *socket_path);
 int nsn_session_accept_loss(struct nsn_session *session);
 /* True when bytes wait to be sent to nsnd (watch the control descriptor for writing). */

@@ -15,9 +15,11 @@ class Authorized:
     password: str = ""
     nkey: str = ""
     account: str = ""
+    permissions: dict[str, object] | None = None
 
-    def fields(self) -> dict[str, str]:
-        return {"nkey": self.nkey} if self.nkey else {"user": self.user, "password": self.password}
+    def fields(self) -> dict[str, object]:
+        who: dict[str, object] = {"nkey": self.nkey} if self.nkey else {"user": self.user, "password": self.password}
+        return who if self.permissions is None else who | {"permissions": self.permissions}
 
 
 class Authorization:
@@ -31,7 +33,7 @@ class Authorization:
         """The lines of its configuration; JSON is a part of that."""
         if self.token:
             return f"authorization: {_quoted({'token': self.token})}"
-        accounts: dict[str, list[dict[str, str]]] = defaultdict(list)
+        accounts: dict[str, list[dict[str, object]]] = defaultdict(list)
         for user in self.users:
             accounts[user.account].append(user.fields())
         lines = []
@@ -47,8 +49,13 @@ class Authorization:
         if self.token:
             return f"[auth.{port}]\ntoken = {_quoted(self.token)}"
         users = [user.fields() | ({"account": user.account} if user.account else {}) for user in self.users]
-        tables = (", ".join(f"{key} = {_quoted(value)}" for key, value in user.items()) for user in users)
-        return f"[auth.{port}]\nusers = [{', '.join(f'{{{table}}}' for table in tables)}]"
+        return f"[auth.{port}]\nusers = {_toml(users)}"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(one)}" for key, one in value.items()) + "}"
+    return "[" + ", ".join(map(_toml, value)) + "]" if isinstance(value, list) else _quoted(value)
 
 
 def _quoted(value: object) -> str:

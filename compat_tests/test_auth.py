@@ -191,7 +191,7 @@ async def test_credentials_are_given_again_at_a_reconnect(new_backend: OwnServer
 async def test_a_reconnect_fails_where_they_are_not_good_any_more(new_backend: OwnServers) -> None:
     backend = start(new_backend, Authorization(ME))
     calls = Calls()
-    nc = await backend.connect(user="me", password="se cret", max_reconnect_attempts=2, **calls.options)
+    nc = await backend.connect(user="me", password="se cret", max_reconnect_attempts=60, **calls.options)
     await backend.stop_server()
     backend.server.authorization = Authorization(Authorized("me", "another"))
     await backend.start_server()

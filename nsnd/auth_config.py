@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from nsnd.credentials import GLOBAL_ACCOUNT, TOKEN, Authentication, Secret, User, public_key
+from nsnd.permissions import Permissions, PermissionsError, permissions
 
 USERS_MAX = 1024
 SECTION_KEYS = ("token", "users")
-USER_KEYS = ("user", "password", "nkey", "account")
+USER_KEYS = ("user", "password", "nkey", "account", "permissions")
 
 
 class AuthError(Exception):
@@ -41,25 +42,30 @@ def authentication(where: str, values: object) -> Authentication:
 
 
 def _user(where: str, entry: dict[str, Any]) -> User:
-    if "permissions" in entry:
-        raise AuthError(f"{where}.permissions: permissions of users are not supported yet; keep users apart by "
-                        f'account = "…", or use a nats-server')
     _check_keys(where, entry, USER_KEYS)
     account = entry.get("account", GLOBAL_ACCOUNT)
     if account != GLOBAL_ACCOUNT and (not _is_text(account) or account.startswith("$") or not account.isprintable()):
         raise AuthError(f"{where}.account: must be a name in quotes, at most 255 characters, without a $ in front")
+    rights = _permissions(f"{where}.permissions", entry["permissions"]) if "permissions" in entry else None
     if "nkey" in entry:
         if "user" in entry or "password" in entry:
             raise AuthError(f"{where}: a user has either an nkey, or a user name and a password")
         if not _is_text(entry["nkey"]) or public_key(entry["nkey"]) is None:
             raise AuthError(f"{where}.nkey: must be a user's public nkey in quotes, which begins with U and has 56 characters "
                             f"(never the seed, which begins with S)")
-        return User(entry["nkey"], account, None)
+        return User(entry["nkey"], account, None, rights)
     if not _is_text(entry.get("user")):
         raise AuthError(f"{where}.user: must be there, a text in quotes, at most 255 characters; or an nkey")
     if "password" not in entry:
         raise AuthError(f"{where}.password: must be there")
-    return User(entry["user"], account, _secret(f"{where}.password", entry["password"]))
+    return User(entry["user"], account, _secret(f"{where}.password", entry["password"]), rights)
+
+
+def _permissions(where: str, value: object) -> Permissions:
+    try:
+        return permissions(value)
+    except PermissionsError as error:
+        raise AuthError(f"{where}{error}") from error
 
 
 def _secret(where: str, value: object) -> Secret:

@@ -45,6 +45,7 @@ from nsnd.sessions import Session
 from nsnd.verifier import Verifier
 
 if TYPE_CHECKING:
+    from nsnd.relays import Relays
     from nsnd.server import Node
 
 ACCEPT_BURST = 64
@@ -74,6 +75,7 @@ class Control:
         self.path = path
         self._buffer = receive_buffer()
         self._verifier = Verifier(node.loop)
+        self._relays: Relays | None = None
         self._strangers: dict[Connection, None] = {}
         self._others: dict[int, int] = {}  # connections of each user that is not nsnd's
         self._attached: set[Connection] = set()
@@ -269,6 +271,12 @@ class Control:
                                 f"nsnd {__version__} speaks versions {VERSION_MIN} to {VERSION_MAX} of the control protocol, "
                                 f"this session {hello.version_min} to {hello.version_max}: {_way_out(hello.version_min)}")
         connection.version = min(hello.version_max, VERSION_MAX)
+        relayed = self._relays.claim(hello.name) if self._relays is not None and connection.pid == os.getpid() else None
+        if relayed is not None:
+            session = self._let_in(connection, hello._replace(name=relayed.name), relayed.user)
+            if session is not None:
+                session.relayed = relayed
+            return
         authentication = self._node.config.auth.get(hello.application_id)
         if authentication is None:
             self._let_in(connection, hello, None)
@@ -327,11 +335,39 @@ class Control:
 
     def _logged_in(self, connection: Connection, login: Login, user: User | None) -> None:
         """Not always within a packet's handling, so what is wrong is said here."""
-        connection.login = None
         try:
-            self._let_in(connection, login.hello, user)
+            if user is not None and (user.permissions is not None or login.hello.relay):
+                self._relay(connection, login, user)
+            else:
+                self._let_in(connection, login.hello, user)
         except ProtocolError as error:
             self._refuse(connection, error.errno, str(error))
+
+    def _relay(self, connection: Connection, login: Login, user: User) -> None:
+        """Its user may not do everything, or might not before: it gets no part in the fabric, but a relay's other end."""
+        hello = login.hello
+        if hello.generation:
+            session = self._before(connection, login)
+            if session is not None:
+                self._node.end_session(session, "its user has permissions now")
+            raise ProtocolError(errno.EACCES, "its user has permissions now, and had none when it connected: connect anew")
+        if self._relays is None:
+            from nsnd.relays import Relays  # most nodes need none
+
+            self._relays = Relays(str(self.path))
+        from nsnd.relays import Relayed
+
+        relayed = Relayed(user, hello.name, connection.pid, connection.uid)
+        info, lame_duck = self._node.relay_info(hello.application_id)
+        with self._relays.start(relayed, hello.application_id, self._node.config.max_payload, info, lame_duck) as end:
+            connection.send(PACKET.pack(MAGIC, PacketType.RELAYED, connection.version), end.fileno())
+        self._log.debug("client relayed", application=hello.application_id, pid=connection.pid, name=hello.name)
+
+    def permit(self, session: Session, user: User) -> None:
+        """A relay's session goes on with what its user may do by now. Whatever it is told, it wakes."""
+        if session.relayed is not None and self._relays is not None and session.connection is not None:
+            self._relays.permit(session.relayed, user.permissions)
+            session.connection.send(PING.pack(MAGIC, PacketType.PONG, session.connection.version, 0))
 
     def revoke(self, session: Session) -> None:
         """Its user is not known any more."""
@@ -340,11 +376,13 @@ class Control:
         else:
             self._node.end_session(session, "its credentials are not known any more")
 
-    def _let_in(self, connection: Connection, hello: Hello, user: User | None) -> None:
+    def _let_in(self, connection: Connection, hello: Hello, user: User | None) -> Session | None:
+        """None when its process has gone."""
+        connection.login = None
         process = self._process(connection)
         if process is None:
             self._drop(connection)
-            return
+            return None
         try:
             application = self._node.application_of(hello.application_id, user)
             self._node.leave_others(hello, process, connection.uid, application)
@@ -359,6 +397,7 @@ class Control:
         session.resume()
         self._log.debug("session reattached" if reattached else "session attached", application=hello.application_id,
                        slot=session.slot, generation=session.generation, pid=connection.pid, name=hello.name)
+        return session
 
     def _process(self, connection: Connection) -> Process | None:
         if connection.pid <= 0:

@@ -13,6 +13,8 @@ from hashlib import sha256
 from types import MappingProxyType
 from typing import NamedTuple
 
+from nsnd.permissions import Permissions
+
 GLOBAL_ACCOUNT = "$G"  # NATS's name for the account of whoever has none
 VIOLATION = "Authorization Violation"  # NATS's words
 TOKEN = "(token)"  # what the user is called who has one
@@ -58,11 +60,13 @@ class Secret:
 
 
 class User(NamedTuple):
-    """One who may attach. `name`: as status shows it. `secret`: None for who has a key, which then is the name."""
+    """One who may attach. `name`: as status shows it. `secret`: None for who has a key, which then is the name.
+    `permissions`: None for who may do everything."""
 
     name: str
     account: str
     secret: Secret | None
+    permissions: Permissions | None = None
 
 
 class Answer(NamedTuple):

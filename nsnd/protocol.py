@@ -14,6 +14,7 @@ PACKET_MAX = 32768
 NO_SLOT = 0xFFFFFFFF
 INTEREST_ADD = 1
 HELLO_ANSWERS = 1
+HELLO_RELAY = 2
 
 
 class PacketType(IntEnum):
@@ -37,6 +38,7 @@ class PacketType(IntEnum):
     OPENED = 16
     CHALLENGE = 17
     CREDENTIALS = 18
+    RELAYED = 19
 
 
 PACKET = struct.Struct("<IHH")
@@ -79,6 +81,7 @@ class Hello(NamedTuple):
     name: str
     segment: int = -1
     answers: bool = False
+    relay: bool = False
 
 
 class Welcome(NamedTuple):
@@ -116,7 +119,7 @@ def unpack_hello(raw: bytes | memoryview) -> Hello:
     fields = HELLO.unpack_from(raw)
     _, _, version, application_id, version_min, *identity, slot, generation, acknowledged, name, segment, flags = fields
     return Hello(version, application_id, version_min, (identity[0], identity[1]), slot, generation, acknowledged,
-                 text_field(name), segment, bool(flags & HELLO_ANSWERS))
+                 text_field(name), segment, bool(flags & HELLO_ANSWERS), bool(flags & HELLO_RELAY))
 
 
 def fitting(batch: memoryview, count: int, room: int) -> tuple[int, int]:
@@ -139,7 +142,7 @@ def pack_hello(hello: Hello) -> bytes:
     """For clients in Python."""
     return HELLO.pack(MAGIC, PacketType.HELLO, hello.version_max, hello.application_id, hello.version_min, *hello.identity,
                       hello.slot, hello.generation, hello.acknowledged, text_bytes(hello.name, 128), hello.segment,
-                      HELLO_ANSWERS if hello.answers else 0)
+                      HELLO_ANSWERS * hello.answers | HELLO_RELAY * hello.relay)
 
 
 def pack_welcome(version: int, welcome: Welcome) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -294,7 +295,11 @@ class Node:
         self.loop.stop()
 
     def _leave(self, *, deciding: bool) -> None:
-        """Everything is let go of; where sessions live, their files stay for the next node."""
+        """Everything is let go of; where sessions live, their files stay for the next node. Relays end with this one."""
+        for application in self.everywhere():
+            for session in application.sessions:
+                if session.relayed is not None:
+                    application.end(session, "the node ends")
         if self._listening:
             self.control.close()
         self.arbiter.close_all()
@@ -375,8 +380,17 @@ class Node:
                         application.end(session, "its user is no more, or in another account")
                     elif user.secret != session.user.secret:
                         self.control.revoke(session)
+                    elif session.relayed is None and user.permissions is not None:
+                        application.end(session, "its user has permissions now")
                     else:
+                        if user.permissions != session.user.permissions:
+                            self.control.permit(session, user)
                         session.user = user
+
+    def relay_info(self, application_id: int) -> tuple[str, str]:
+        """What a relay says in its first INFO, and as a lame duck."""
+        info = self._info(application_id, LOOPBACK, LOOPBACK)
+        return json.dumps(info), json.dumps({**info, "ldm": True})
 
     def _info(self, application_id: int, host: str, client_ip: str) -> dict[str, object]:
         node = self.record.node_id

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nsnd.credentials import User
     from nsnd.fabric import Slot
     from nsnd.processes import Process
+    from nsnd.relays import Relayed
 
 UNDELIVERED_MAX = 4096  # descriptors of one producer that wait here; above, it is not read until some are taken
 UNDELIVERED_LIMIT = 4 * UNDELIVERED_MAX  # never more, also while its own TAKEN is waited for
@@ -58,11 +59,12 @@ class Session:
     """Attached while it has a connection. It lives until its GOODBYE or the death of its process.
 
     `carried_over`: it was there when this nsnd started, which does not know whom it is linked with. `other`: its user is not
-    nsnd's. `user`: who it has proved to be, where its application ID has users.
+    nsnd's. `user`: who it has proved to be, where its application ID has users. `relayed`: the client
+    in whose place it is, when it is a relay's.
     """
 
-    __slots__ = ("_descriptors", "_handovers", "_in_flight", "application", "carried_over", "connection",
-                 "consumers", "ended", "generation", "identity", "name", "other", "peers", "process", "settled", "slot", "uid",
+    __slots__ = ("_descriptors", "_handovers", "_in_flight", "application", "carried_over", "connection", "consumers", "ended",
+                 "generation", "identity", "name", "other", "peers", "process", "relayed", "settled", "slot", "uid",
                  "undelivered", "user")
 
     def __init__(self, application: Application, slot: Slot, process: Process, descriptors: Descriptors, *,
@@ -79,6 +81,7 @@ class Session:
         self.name = ""
         self.connection: Connection | None = None
         self.user: User | None = None
+        self.relayed: Relayed | None = None
         self.ended = False
         self.peers: set[Session] = set()
         self.consumers: set[Session] = set()

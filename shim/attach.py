@@ -8,6 +8,7 @@ import inspect
 import logging
 import os
 import random
+import socket
 from time import monotonic
 from typing import Any
 from urllib.parse import ParseResult
@@ -60,6 +61,14 @@ def _greets(uri: ParseResult) -> bool:
 
 class _UnauthorizedError(Exception):
     """nsnd does not know the credentials."""
+
+
+class _RelayedError(Exception):
+    """nsnd has a relay for this connection: the descriptor of its other end."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor)
+        self.descriptor = descriptor
 
 
 class Attaching(Connection):
@@ -224,6 +233,9 @@ class Attaching(Connection):
                     await self._attach(s, found)
                 except _UnauthorizedError:
                     self._unauthorized = True
+                except _RelayedError as relayed:
+                    await self._be_relayed(relayed.descriptor)
+                    self._home = s.uri.port
             elif somebody:
                 await self._take_over(found)
             elif found.silent and self._world is not World.INSANE:
@@ -239,9 +251,19 @@ class Attaching(Connection):
 
     async def _take_over(self, found: Probe) -> None:
         """Hands the connection that was asked who it is, its INFO still unread, to nats-py."""
-        transport = TcpTransport()
         reader, writer = await asyncio.open_connection(sock=found.connection, limit=DEFAULT_BUFFER_SIZE)
         found.connection = None
+        self._speak_by(reader, writer)
+
+    async def _be_relayed(self, descriptor: int) -> None:
+        """Hands the relay's connection to nats-py, whose protocol it speaks: from here on this is nats-py's connection."""
+        relay = socket.socket(fileno=descriptor)
+        reader, writer = await asyncio.open_unix_connection(sock=relay, limit=DEFAULT_BUFFER_SIZE)
+        self._relayed = True
+        self._speak_by(reader, writer)
+
+    def _speak_by(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        transport = TcpTransport()
         transport._bare_io_reader = transport._io_reader = reader
         transport._bare_io_writer = transport._io_writer = writer
         self._transport = transport
@@ -250,7 +272,7 @@ class Attaching(Connection):
 
     async def _attach(self, server: Srv, found: Probe) -> None:
         """Makes the session, or attaches it again. At the first connect a refusal ends connect()."""
-        first = self._session is None
+        first = self._session is None and not self._relayed
         try:
             if found.found is Found.NOBODY:
                 if found.error is not None and not first and not node.autostart_allowed():
@@ -277,6 +299,9 @@ class Attaching(Connection):
             return False
         except _UnauthorizedError:
             self._unauthorized = True
+            return self._attached_to_known(server, known.info)
+        except _RelayedError as relayed:
+            await self._be_relayed(relayed.descriptor)
             return self._attached_to_known(server, known.info)
         if session.info().node_pid != known.node_pid:  # another one has taken its place, whose INFO says other things
             session.close()
@@ -308,6 +333,9 @@ class Attaching(Connection):
         try:
             if self._session is None:
                 session = await self._open(server, found, deadline)
+                if self._relayed:  # nats-py has this connection, and cannot give it back
+                    session.close()
+                    raise SessionError(errno.EACCES, "it asks for credentials no more, and did before: connect anew")
                 self._adopt(session)
                 known_nodes.remember(server.uri, self._found_info, session.info().node_pid)
             else:
@@ -345,6 +373,7 @@ class Attaching(Connection):
                 unreliable=self._qos.reliability == "unreliable",
                 pending_size=max(1, self._max_pending_size),
                 write_deadline_ns=max(1, int(min(self._write_deadline, 1e9) * 1e9)),
+                relay=self._relayed,
             )
         )
         try:
@@ -383,6 +412,9 @@ class Attaching(Connection):
         loop = asyncio.get_running_loop()
         session.process(0 if self._qos.consumption == "low" else ATTACH_SPIN_NS)
         while session.state == nsn.CONNECTING:
+            descriptor = session.relay()
+            if descriptor >= 0:
+                raise _RelayedError(descriptor)
             self._answer_challenge(session, server)
             left = deadline - monotonic()
             if left <= 0:
@@ -398,7 +430,7 @@ class Attaching(Connection):
         if self._silent:
             self._silent = False
             raise TimeoutError
-        if self._world is not World.INSANE:
+        if self._world is not World.INSANE or (self._relayed and not self._unauthorized):
             await super()._process_connect_init()
             return
         if self._unauthorized:

@@ -102,6 +102,7 @@ class Connection(NatsClient):
         self._attached_early: Srv | None = None  # while looking around
         self._home: int | None = None  # port of the node that this connection was attached to last
         self._silent = False
+        self._relayed = False  # nsnd speaks NATS's protocol with this connection: its user has permissions
         self._unauthorized = False  # found while attaching, to be told where nats-py tells it
         self._found_info: dict[str, Any] = {}
         self._pedantic = False
@@ -124,7 +125,7 @@ class Connection(NatsClient):
     @property
     def is_insane(self) -> bool:
         """True when messages travel through the shared-memory fabric."""
-        return self._world is World.INSANE
+        return self._world is World.INSANE and not self._relayed
 
     @property
     def qos(self) -> qos.QoS:

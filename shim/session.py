@@ -25,7 +25,8 @@ CONNECTING, READY, DETACHED, REFUSED, CLOSED, LOST = range(6)  # enum nsn_sessio
 @dataclass(frozen=True)
 class SessionOptions:
     """What a session is opened with. pending_size: bytes kept while nsnd is gone for what needs it;
-    write_deadline_ns: how long a queue message that is passed on waits for a member that is full; 0: libnsn's defaults."""
+    write_deadline_ns: how long a queue message that is passed on waits for a member that is full; 0: libnsn's defaults.
+    relay: it was relayed before."""
 
     socket_path: str
     application_id: int
@@ -34,6 +35,7 @@ class SessionOptions:
     unreliable: bool = False
     pending_size: int = 0
     write_deadline_ns: int = 0
+    relay: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Session:
                 "pending_size": options.pending_size,
                 "write_deadline_ns": options.write_deadline_ns,
                 "answers": True,
+                "relay": options.relay,
             },
         )
         error = ffi.new("char[]", ERROR_SIZE)
@@ -110,6 +113,10 @@ class Session:
         """What is to be signed, "" where nobody can do that, when nsnd waits for credentials."""
         nonce = ffi.new("char[]", NONCE_SIZE)
         return _text(nonce) if lib.nsn_session_challenge(self.handle, nonce, NONCE_SIZE) else None
+
+    def relay(self) -> int:
+        """The descriptor of nsnd's relay, which is the caller's, when that is to be talked to in place of this; or -1."""
+        return int(lib.nsn_session_relay(self.handle))
 
     def answer(self, connect: bytes) -> None:
         """To the challenge: the JSON of a CONNECT. SessionError."""

@@ -116,7 +116,7 @@ def section(text: str) -> str:
     (section(f"users = [{{nkey = '{KEY[:20]}{'B' if KEY[20] == 'A' else 'A'}{KEY[21:]}'}}]"), "users[0].nkey: must be"),
     (section("users = [{user = 'a', password = 'b', account = ''}]"), "users[0].account: must be a name"),
     (section("users = [{user = 'a', password = 'b', account = '$SYS'}]"), "users[0].account: must be a name"),
-    (section("users = [{user = 'a', password = 'b', permissions = {}}]"), "users[0].permissions: permissions of users are not"),
+    (section("users = [{user = 'a', password = 'b', permissions = 1}]"), "users[0].permissions: must be a table"),
 ])
 def test_errors_name_the_place_and_what_is_allowed_and_no_secret(tmp_path: Path, text: str, words: str) -> None:
     path = write(tmp_path / "nsnd.cfg", text)

@@ -3,9 +3,9 @@
  *
  *   session -> nsnd   HELLO, CREDENTIALS, INTEREST, LINK, SEGMENT, TAKEN, PING, GOODBYE; STATUS and OPEN from whoever
  *                     says no HELLO
- *   nsnd -> session   CHALLENGE, WELCOME, REFUSED, INTEREST_DONE, LINK, SEGMENT, PEER_GONE, PONG, LAME_DUCK, STATUS, OPENED
+ *   nsnd -> session   CHALLENGE, RELAYED, WELCOME, REFUSED, INTEREST_DONE, LINK, SEGMENT, PEER_GONE, PONG, LAME_DUCK, STATUS, OPENED
  *
- * Where the application ID has users, HELLO is answered by CHALLENGE, and that by CREDENTIALS; then comes WELCOME or REFUSED.
+ * Where the application ID has users, HELLO is answered by CHALLENGE, and that by CREDENTIALS; then comes WELCOME, RELAYED or REFUSED.
  * Elsewhere HELLO is answered by WELCOME or REFUSED at once.
  *
  * Descriptors are sent to a session one at a time: the next when it has answered TAKEN, because descriptors queued to one
@@ -42,6 +42,8 @@ enum nsn_packet_type {
     NSN_OPENED = 16,
     NSN_CHALLENGE = 17,
     NSN_CREDENTIALS = 18,
+    NSN_RELAYED = 19,  /* header only, with the descriptor of a stream socket at whose other end a relay speaks NATS's client
+                          protocol: for the sessions of users with permissions, in place of a WELCOME */
 };
 
 struct nsn_packet { /* at the front of every packet */
@@ -63,7 +65,10 @@ struct nsn_hello {
     uint32_t flags;            /* enum nsn_hello_flags; 0 of sessions from before there were any */
 };
 
-enum nsn_hello_flags { NSN_HELLO_ANSWERS = 1 }; /* it answers a CHALLENGE; who does not is refused where there would be one */
+enum nsn_hello_flags {
+    NSN_HELLO_ANSWERS = 1, /* it answers a CHALLENGE; who does not is refused where there would be one */
+    NSN_HELLO_RELAY = 2,   /* it was relayed before, and has to be again, whatever its user may do by now */
+};
 
 struct nsn_challenge {
     struct nsn_packet packet;

@@ -127,7 +127,7 @@ int nsn_control_hello(struct nsn_session *s)
         .generation = s->generation,
         .acknowledged = s->settled,
         .segment = s->is_other ? s->own_segment : -1,
-        .flags = s->options.answers ? NSN_HELLO_ANSWERS : 0,
+        .flags = (s->options.answers ? NSN_HELLO_ANSWERS : 0) | (s->options.relay ? NSN_HELLO_RELAY : 0),
     };
     memcpy(hello.name, s->name, sizeof hello.name);
     return nsn_control_send(s, &hello, sizeof hello, -1);
@@ -420,6 +420,9 @@ static void handle(struct nsn_session *s, const uint8_t *bytes, size_t length, i
     } else if (PACKET_IS(NSN_CHALLENGE, nsn_challenge)) {
         if (s->state == NSN_CONNECTING && s->options.answers)
             challenged(s, (const struct nsn_challenge *)bytes);
+    } else if (packet.type == NSN_RELAYED && fd >= 0) {
+        if (s->state == NSN_CONNECTING && s->options.answers && s->relay < 0)
+            s->relay = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     } else if (PACKET_IS(NSN_REFUSED, nsn_refused)) {
         const struct nsn_refused *refused = (const struct nsn_refused *)bytes;
         s->state = NSN_REFUSED_STATE;

@@ -189,6 +189,7 @@ struct nsn_session {
     uint64_t client_id, max_payload;
     bool challenged;                  /* nsnd waits for credentials */
     char nonce[64];
+    int relay;                        /* descriptor of nsnd's relay; -1: none */
     int32_t refusal;                  /* errno of the last REFUSED */
     uint32_t slot, generation;
     uint16_t protocol;                /* version that is spoken with nsnd */

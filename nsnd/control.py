@@ -273,6 +273,9 @@ class Control:
         connection.version = min(hello.version_max, VERSION_MAX)
         relayed = self._relays.claim(hello.name) if self._relays is not None and connection.pid == os.getpid() else None
         if relayed is not None:
+            known = self._node.config.auth.get(hello.application_id)
+            if known is None or known.namesake(relayed.user) != relayed.user:  # the configuration was reread meanwhile
+                raise ProtocolError(errno.EKEYREJECTED, VIOLATION)
             session = self._let_in(connection, hello._replace(name=relayed.name), relayed.user)
             if session is not None:
                 session.relayed = relayed

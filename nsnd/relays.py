@@ -15,7 +15,9 @@ from nsnd.permissions import Permissions, Rule
 from nsnd.protocol import ProtocolError
 
 RELAYS_MAX = 512  # of a node
-OTHERS_RELAYS_MAX = 64  # of one user that is not nsnd's
+OTHERS_RELAYS_MAX = 32  # of one user that is not nsnd's
+SUBSCRIPTIONS_MAX = 16384  # of one of them
+OTHERS_SUBSCRIPTIONS_MAX = 512  # the same of a user that is not nsnd's
 
 
 class Relayed(NamedTuple):
@@ -40,6 +42,7 @@ class _Relay:
         self._options = ffi.new("struct nsn_relay_options *", {
             "socket_path": self._texts[0], "name": self._texts[1], "info": self._texts[2], "lame_duck": self._texts[3],
             "application_id": application_id, "max_payload": max_payload, "permissions": self._permissions[0],
+            "subscriptions_max": SUBSCRIPTIONS_MAX if relayed.uid == os.getuid() else OTHERS_SUBSCRIPTIONS_MAX,
         })
 
     def run(self, client: int) -> None:

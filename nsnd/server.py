@@ -358,7 +358,8 @@ class Node:
             self.log.error("who may use this node cannot be changed", error=error)
         for application in self.everywhere():
             for session in application.sessions:
-                if session.other and session.uid not in self.config.users:
+                uid = session.uid if session.relayed is None else session.relayed.uid
+                if uid != os.getuid() and uid not in self.config.users:
                     application.end(session, "its user may not use this node any more")
 
     def _authorize(self) -> None:

@@ -17,7 +17,6 @@
 #include "nsn_subject.h"
 
 #define LINE_MAX_BYTES 4096u      /* arguments of a line */
-#define SUBSCRIPTIONS_MAX 16384u
 #define OUT_MAX (4u << 20)        /* bytes that wait for the client; above, nothing more is taken from the fabric for it */
 #define IN_STEP 65536u
 #define BATCH 256
@@ -272,7 +271,8 @@ static void subscribe(struct relay *r, uint32_t sid, struct word pattern, struct
         say(r, "-ERR 'Permissions Violation for Subscription to \"%.*s\"%s'\r\n", (int)pattern.length, pattern.at, of_queue);
         return;
     }
-    struct subscription *one = r->subscription_count < SUBSCRIPTIONS_MAX ? malloc(sizeof *one + pattern.length + queue.length) : NULL;
+    bool room = r->subscription_count < r->options->subscriptions_max;
+    struct subscription *one = room ? malloc(sizeof *one + pattern.length + queue.length) : NULL;
     if (!one) {
         say(r, "-ERR 'maximum subscriptions exceeded'\r\n");
         return;

@@ -14,6 +14,7 @@ struct nsn_relay_options {
     const char *info;        /* JSON: what INFO says at first, */
     const char *lame_duck;   /* and once nsnd is a lame duck */
     uint32_t application_id;
+    uint32_t subscriptions_max;
     uint64_t max_payload; /* bytes */
     const struct nsn_permissions *permissions; /* others may take their place meanwhile, by nsn_relay_permit() */
 };

@@ -77,6 +77,13 @@ def violations(calls: Calls) -> int:
     return len(calls.errors) - len(others)
 
 
+def ended_for_good(nc: Client, calls: Calls) -> None:
+    """nats-py sometimes meets the end of the connection before it has read why."""
+    reset = "ConnectionResetError" in calls.order
+    assert [word for word in calls.order if word != "ConnectionResetError"] == ["disconnected", "closed"]
+    assert reset or isinstance(nc.last_error, nats.errors.AuthorizationError)
+
+
 async def works(nc: Client, subject: str) -> None:
     subscription = await nc.subscribe(subject)
     await nc.publish(subject, b"x")
@@ -214,8 +221,7 @@ async def test_a_user_whose_password_changes_is_disconnected_for_good(new_backen
     backend.server.authorization = Authorization(you, Authorized("me", "x"))
     backend.server.reread()
     await until(lambda: nc.is_closed and "closed" in mine.order, what="it is closed")
-    assert mine.order == ["disconnected", "closed"]
-    assert isinstance(nc.last_error, nats.errors.AuthorizationError)
+    ended_for_good(nc, mine)
     with pytest.raises(nats.errors.NoRespondersError):
         await other.request("a", timeout=5)
     await works(other, "b")
@@ -257,7 +263,7 @@ async def test_a_token_that_changes_disconnects_for_good(new_backend: OwnServers
     backend.server.authorization = Authorization(token="another")
     backend.server.reread()
     await until(lambda: nc.is_closed and "closed" in calls.order, what="it is closed")
-    assert calls.order == ["disconnected", "closed"]
+    ended_for_good(nc, calls)
 
 
 @covers("1.12/revoked")
@@ -268,7 +274,7 @@ async def test_who_gave_nothing_is_disconnected_when_users_come_to_be(new_backen
     backend.server.authorization = Authorization(ME)
     backend.server.reread()
     await until(lambda: nc.is_closed and "closed" in calls.order, what="it is closed")
-    assert calls.order == ["disconnected", "closed"]
+    ended_for_good(nc, calls)
     await works(await backend.connect(user="me", password="se cret"), "a")
 
 

@@ -140,7 +140,8 @@ async def test_first_of_a_list_is_taken_unless_randomized(backend: Backend) -> N
 @covers("options/servers")
 async def test_a_name_that_does_not_resolve_is_passed_over(backend: Backend) -> None:
     calls = Calls()
-    nc = await backend.connect(["nats://no-such-host.invalid:4222", backend.url], dont_randomize=True, **calls.options)
+    unknown = f"nats://no-such-host.invalid:{backend.url.rpartition(':')[2]}"
+    nc = await backend.connect([unknown, backend.url], dont_randomize=True, **calls.options)
     await nc.flush()
     assert [isinstance(error, socket.gaierror) for error in calls.errors] == [True]
 

@@ -21,7 +21,7 @@ from nats.aio.transport import TcpTransport
 
 from insane_nats.shim import known_nodes, native, node, qos
 from insane_nats.shim import session as nsn
-from insane_nats.shim.connection import WRITE_DEADLINE_S, Connection, World
+from insane_nats.shim.connection import WRITE_DEADLINE_S, Connection, Early, World
 from insane_nats.shim.errors import AttachRefusedError, NoNodeError, NotEncryptedError, SessionError, WrongKindError
 from insane_nats.shim.msg import Msg
 from insane_nats.shim.native import fast
@@ -104,6 +104,7 @@ class Attaching(Connection):
             for found in self._probes.values():
                 found.close()
             self._probes.clear()
+            self._drop_early()
 
     # What help() and editors show: every argument of nats-py's, and ours behind them.
     connect.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -220,8 +221,7 @@ class Attaching(Connection):
             await super()._connect_to_server(s)
             return
         s.last_attempt = monotonic()
-        if self._attached_early is s:
-            self._attached_early = None
+        if self._adopt_early(s):
             return
         found = self._probes.pop(id(s), None) or await node.probe(s.uri, self.options["connect_timeout"])
         try:
@@ -289,33 +289,46 @@ class Attaching(Connection):
     async def _attach_to_known(self, server: Srv) -> bool:
         """Attaches to the node that this process knows at the URL; False when there is none, or it does not let us in."""
         known = known_nodes.find(server.uri)
-        if known is None:
+        if known is None or known.info.get("auth_required"):  # who is let in is told in connect()'s own order
             return False
         found = Probe(Found.NODE, known.info, own=True)
         try:
             session = await self._open(server, found, monotonic() + min(KNOWN_TIMEOUT_S, self.options["connect_timeout"]))
-        except SessionError:
+        except (SessionError, _UnauthorizedError):
             known_nodes.forget(server.uri)
             return False
-        except _UnauthorizedError:
-            self._unauthorized = True
-            return self._attached_to_known(server, known.info)
         except _RelayedError as relayed:
-            await self._be_relayed(relayed.descriptor)
-            return self._attached_to_known(server, known.info)
+            os.close(relayed.descriptor)
+            known_nodes.forget(server.uri)
+            return False
         if session.info().node_pid != known.node_pid:  # another one has taken its place, whose INFO says other things
             session.close()
             known_nodes.forget(server.uri)
             return False
-        self._adopt(session)
-        return self._attached_to_known(server, known.info)
+        self._early = Early(server, found, session)
+        return True
 
-    def _attached_to_known(self, server: Srv, info: dict[str, Any] | None) -> bool:
-        self._found_info = info or {}
+    def _adopt_early(self, server: Srv) -> bool:
+        """Takes the session that was made for the server while looking around, unless it ended since: what came before that
+        server in the pool, and cancellation, leave this connection undecided."""
+        early = self._early
+        if early is None or early.server is not server:
+            return False
+        early.session.process()
+        if self._world is not World.UNDECIDED or early.session.state != nsn.READY:
+            self._drop_early()
+            return False
+        self._early = None
+        self._adopt(early.session)
+        self._found_info = early.found.info or {}
         self._world = World.INSANE
-        self._attached_early = server
         self._home = server.uri.port
         return True
+
+    def _drop_early(self) -> None:
+        if self._early is not None:
+            self._early.session.close()
+            self._early = None
 
     async def _attach_to(self, server: Srv, found: Probe) -> None:
         if found.found is not Found.NODE:
@@ -337,7 +350,7 @@ class Attaching(Connection):
                     session.close()
                     raise SessionError(errno.EACCES, "it asks for credentials no more, and did before: connect anew")
                 self._adopt(session)
-                known_nodes.remember(server.uri, self._found_info, session.info().node_pid)
+                known_nodes.remember(server.uri, found.peer, self._found_info, session.info().node_pid)
             else:
                 await self._reattach(server, found, deadline)
         except SessionError as error:
@@ -387,10 +400,12 @@ class Attaching(Connection):
         """This connection's session from now on."""
         loop = asyncio.get_running_loop()
         session.when_inherited = self._inherited
+        session.when_exiting = self._exiting
         self._session = session
         self._handle = session.handle
         self._loop = loop
-        self._fast = fast.Connection(self, session.address, Msg, NatsMsg, self._builds_plainly and not self._roundabout)
+        plain = self._builds_plainly and not self._roundabout
+        self._fast = fast.Connection(self, session.address, session.handle, Msg, NatsMsg, plain)
         session.lends_by(self._fast.lender)
         self._pump = Pump(self, session, self._fast, loop, Spin(self._qos.consumption))
 

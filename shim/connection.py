@@ -15,7 +15,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nats import errors
 from nats.aio.client import Client as NatsClient
@@ -34,7 +34,7 @@ from insane_nats.shim.errors import (
     UnreadError,
 )
 from insane_nats.shim.node import Probe
-from insane_nats.shim.pump import Pump
+from insane_nats.shim.pump import Pump, start_later
 from insane_nats.shim.spin import Spin
 from insane_nats.shim.subjects import RESERVED_QUEUE
 from insane_nats.shim.subscription import one_pass
@@ -68,6 +68,14 @@ class World(Enum):
     NATS = "a NATS connection"
 
 
+class Early(NamedTuple):
+    """A session with a node that is known, made while looking around: for when connect() comes to that server."""
+
+    server: Srv
+    found: Probe
+    session: nsn.Session
+
+
 class Connection(NatsClient):
     """What Client is made of, below connecting and publishing."""
 
@@ -99,7 +107,7 @@ class Connection(NatsClient):
         self._write_deadline = WRITE_DEADLINE_S
         self._probes: dict[int, Probe] = {}
         self._looked_around = False
-        self._attached_early: Srv | None = None  # while looking around
+        self._early: Early | None = None
         self._home: int | None = None  # port of the node that this connection was attached to last
         self._silent = False
         self._relayed = False  # nsnd speaks NATS's protocol with this connection: its user has permissions
@@ -237,7 +245,7 @@ class Connection(NatsClient):
             self._ping_interval_task.cancel()
         if self.options["allow_reconnect"]:
             self._status = NatsClient.RECONNECTING
-            self._reconnection_task = loop.create_task(self._attempt_reconnect())
+            self._reconnection_task = start_later(loop, self._attempt_reconnect())
         else:
             self._process_disconnect()
             self._err = error
@@ -416,6 +424,10 @@ class Connection(NatsClient):
     def _inherited(self) -> None:
         """This is a forked child of the process that made the connection."""
         self._forked = True
+        self._exiting()
+
+    def _exiting(self) -> None:
+        """Whatever still runs finds the connection closed."""
         self._status = NatsClient.CLOSED
         if self._pump is not None:
             self._pump.forget()
@@ -426,6 +438,7 @@ class Connection(NatsClient):
         """Nothing is sent or received by the session from now on."""
         if self._fast is not None:
             self._fast.close()
+            self._fast = None
         self.__dict__.pop("publish", None)
         self._post = _post_nothing
         self._handle = None
@@ -498,7 +511,7 @@ class Connection(NatsClient):
             except Exception:
                 _logger.exception("nats: a callback failed")
 
-        task = asyncio.get_running_loop().create_task(run())
+        task = start_later(asyncio.get_running_loop(), run())
         self._tasks().add(task)
         task.add_done_callback(self._tasks().discard)
 
@@ -519,7 +532,7 @@ class Connection(NatsClient):
             return
         self._reports.append(error)
         if self._report_task is None:
-            self._report_task = asyncio.get_running_loop().create_task(self._report_all())
+            self._report_task = start_later(asyncio.get_running_loop(), self._report_all())
 
     async def _report_all(self) -> None:
         try:

@@ -1,5 +1,8 @@
 """Nodes that this process has attached to. Another connection to the same URL asks the node's control socket at once: whoever
-answers there still has the application ID's port, or takes it, so that the question at the port can be left out."""
+answers there still has the application ID's port, or takes it, so that the question at the port can be left out.
+
+Only for 127.0.0.1, also as localhost, and a node that listens there: nobody else can while it does. Another name or address may
+move to another host, or be a NATS server's the next time."""
 
 from __future__ import annotations
 
@@ -21,8 +24,12 @@ class KnownNode(NamedTuple):
 _nodes: dict[tuple[str, int], KnownNode] = {}
 
 
-def remember(uri: ParseResult, info: dict[str, Any], node_pid: int) -> None:
-    """The node at the URL has let this process in."""
+def remember(uri: ParseResult, peer: str, info: dict[str, Any], node_pid: int) -> None:
+    """The node at the URL, which answered at the address peer, has let this process in."""
+    if peer != LOOPBACK or uri.hostname not in (None, LOOPBACK, "localhost"):
+        return
+    if node_pid <= 0:  # of another PID namespace: the next one there cannot be told from it
+        return
     if len(_nodes) >= MOST:
         _nodes.clear()
     _nodes[_key(uri)] = KnownNode(info, node_pid)

@@ -44,7 +44,7 @@ class Found(Enum):
 class Probe:
     """What was found at one URL. connection: a socket that has an unread INFO, or nothing yet, in its buffer; the taker
     closes it. error: why it is ELSE or NOBODY. own: the address is one of this host. silent: it takes connections, and sends
-    no INFO in time."""
+    no INFO in time. peer: the address that answered."""
 
     found: Found
     info: dict[str, Any] | None = None
@@ -52,6 +52,7 @@ class Probe:
     error: Exception | None = None
     own: bool = False
     silent: bool = False
+    peer: str = ""
 
     @property
     def node(self) -> dict[str, Any]:
@@ -147,7 +148,8 @@ async def _probe_address(family: int, address: Address, deadline: float) -> Prob
         if not _connected_at_once(connection, address):
             async with asyncio.timeout_at(deadline):
                 await loop.sock_connect(connection, address)
-        own = is_own_address(connection.getpeername()[0])
+        peer = connection.getpeername()[0]
+        own = is_own_address(peer)
         try:
             line = _line_at_once(connection) if own else None
             if line is None:
@@ -162,7 +164,7 @@ async def _probe_address(family: int, address: Address, deadline: float) -> Prob
     info = _parse_info(line)
     if info is None:
         return Probe(Found.ELSE, connection=connection, own=own)
-    return Probe(Found.NODE if isinstance(info.get("insane"), dict) else Found.SERVER, info, connection, own=own)
+    return Probe(Found.NODE if isinstance(info.get("insane"), dict) else Found.SERVER, info, connection, own=own, peer=peer)
 
 
 def _connected_at_once(connection: socket.socket, address: Address) -> bool:

@@ -8,7 +8,7 @@ import collections
 import contextvars
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,12 @@ def _keep_heap() -> None:
 
 if lib is not None:
     _keep_heap()
+
+
+def start_later(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task whose first step comes behind what runs now: also with asyncio.eager_task_factory, by which it would come in the
+    middle of a delivery, and be over before its caller knows of it."""
+    return asyncio.Task(coroutine, loop=loop)
 
 
 class Pump:
@@ -129,7 +135,8 @@ class Pump:
             self._indirect_task.cancel()
 
     def forget(self) -> None:
-        """In a forked child: the loop's descriptors are shared with the parent, so nothing is taken back."""
+        """As stop(), in a forked child: the loop's descriptors are shared with the parent, so nothing is taken back. And at
+        exit."""
         self._stopped = True
 
     def watch_control(self) -> None:
@@ -407,7 +414,7 @@ class Pump:
             return await self._barrier(timeout_s)
         waiter: asyncio.Future[bool] = self._loop.create_future()
         if not self._joining:
-            self._joining_task = self._loop.create_task(self._barrier_for_joined())
+            self._joining_task = start_later(self._loop, self._barrier_for_joined())
         self._joining.append((waiter, timeout_s))
         try:
             async with asyncio.timeout(timeout_s):
@@ -534,7 +541,7 @@ class Pump:
         """By way of nats-py's own _process_msg, which awaits: one after the other, in a task of their own."""
         self._indirect.append(message)
         if self._indirect_task is None:
-            self._indirect_task = self._loop.create_task(self._process_indirect())
+            self._indirect_task = start_later(self._loop, self._process_indirect())
 
     async def _process_indirect(self) -> None:
         client = self._client

@@ -1,9 +1,14 @@
-"""One session of libnsn as a Python object: opened, closed exactly once, and given up in a forked child."""
+"""One session of libnsn as a Python object: opened, closed exactly once, and given up in a forked child.
+
+It is not closed while anything could still call libnsn with it: the collector runs the finalizers of garbage (coroutines and
+programs' __del__) in any order, and a thread's event loop may go on until the process ends."""
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,10 +78,12 @@ class Session:
         handle = lib.nsn_session_open(given, error, ERROR_SIZE)
         if handle == ffi.NULL:
             raise SessionError(ffi.errno, _text(error))
-        self.handle: Any = handle
+        self._keeper = ffi.gc(handle, lib.nsn_session_close)  # with the last reference to it the session ends
+        self.handle: Any = self._keeper
         self.when_inherited: Callable[[], None] | None = None
+        self.when_exiting: Callable[[], None] | None = None
         self._lenders: list[Lender] = []
-        self._finalizer = weakref.finalize(self, _finish, handle, self._lenders)
+        self._thread = threading.get_ident()
         _open.add(self)
 
     @property
@@ -85,8 +92,13 @@ class Session:
 
     @property
     def address(self) -> int:
-        """For insane_nats._fast, which must let go of it before close()."""
+        """For insane_nats._fast, which must let go of it before close(), and refer to `handle` as its keeper."""
         return int(ffi.cast("uintptr_t", self.handle))
+
+    @property
+    def is_open(self) -> bool:
+        """False when its memory is gone."""
+        return self._keeper is not None
 
     @property
     def control_fd(self) -> int:
@@ -148,25 +160,34 @@ class Session:
     def close(self) -> None:
         """Now, or when the last view of what was lent is gone."""
         self.handle = None
+        self.when_inherited = self.when_exiting = None  # the collector does not see that what is lent refers to here
         for lender in self._lenders:
             if lender.lent:
-                lender.when_returned = self._finalizer
+                lender.when_returned = self._end
                 return
-        self._finalizer()
+        self._end()
+
+    def _end(self) -> None:
+        if self._keeper is not None:
+            ffi.release(self._keeper)
+            self._keeper = None
 
     def _inherited(self) -> None:
         """In a forked child: the memory and the sockets' other ends are the parent's."""
-        if self._finalizer.detach() is not None:
-            lib.nsn_session_abandon(self.handle)
-            self.handle = None
-            if self.when_inherited is not None:
-                self.when_inherited()
+        if self._keeper is None:
+            return
+        ffi.gc(self._keeper, None)
+        lib.nsn_session_abandon(self._keeper)
+        self.handle = self._keeper = None
+        if self.when_inherited is not None:
+            self.when_inherited()
 
-
-def _finish(handle: Any, lenders: list[Lender]) -> None:
-    """When this process ends while memory is lent, its views must stay good to the last: the kernel takes all of it back."""
-    if not any(lender.lent for lender in lenders):
-        lib.nsn_session_close(handle)
+    def _exiting(self, running: set[int | None]) -> None:
+        if self.handle is None or (self._thread != threading.get_ident() and self._thread in running):
+            return
+        if self.when_exiting is not None:
+            self.when_exiting()
+        self.close()
 
 
 def _text(words: Any) -> str:
@@ -182,3 +203,12 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+@atexit.register
+def _at_exit() -> None:
+    """Says goodbye for what was never closed. Not for what a daemon thread may be using, nor while memory is lent, whose views
+    must stay good to the last: the kernel takes that back."""
+    running = {thread.ident for thread in threading.enumerate()}
+    for session in list(_open):
+        session._exiting(running)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Generator
 from time import monotonic
 from types import coroutine
@@ -19,6 +20,7 @@ from nats.aio.subscription import (
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from insane_nats.shim.deadlines import expire
+from insane_nats.shim.msg import Msg as Ours
 from insane_nats.shim.native import fast
 from insane_nats.shim.pump import PASS_DUE
 
@@ -29,6 +31,7 @@ _logger = logging.getLogger("insane_nats")
 
 CALLBACK_TURN_S = 0.005  # a subscription's callbacks give way to other tasks at least this often
 CALLBACK_CHUNK = 64  # messages between looks at the clock
+MOST = 2**63 - 1  # of what is counted in C
 SPINS = 8  # of one next_msg, when what they find is for others
 
 ErrorCallback = Callable[[Exception], Awaitable[None]]
@@ -142,14 +145,14 @@ class Subscription(fast.Subscription, NatsSubscription):
         self._id = id
         self._subject = subject
         self._queue = queue
-        self._max_msgs = max_msgs or 0
+        self._max_msgs = _limit(max_msgs)
         self._received = 0
         self._cb = cb
         self._future = future
         self._closed = False
         self._pending_msgs_limit = pending_msgs_limit or 0  # None, too, is no limit
-        self._pending_bytes_limit = pending_bytes_limit or 0
-        self._pending_queue = PendingQueue(self._pending_msgs_limit)
+        self._pending_bytes_limit = _limit(pending_bytes_limit)
+        self._pending_queue = PendingQueue(_limit(pending_msgs_limit))
         self._pending_next_msgs_calls = {} if cb is None else None  # type: ignore[assignment]
         self._pending_size = 0
         self._wait_for_msgs_task = None
@@ -284,6 +287,7 @@ class Subscription(fast.Subscription, NatsSubscription):
         """Removes interest in the subject: now, or after limit messages in all."""
         if self._conn.is_closed:
             raise self._conn._closed_error()
+        limit = min(limit, MOST)
         await super().unsubscribe(limit)
         if self._conn.is_reconnecting:  # nats-py leaves it to the replay at the reconnect; libnsn keeps what is due
             await self._conn._send_unsubscribe(self._id, limit=limit)
@@ -333,11 +337,19 @@ class Subscription(fast.Subscription, NatsSubscription):
                     await callback(msg)
                 except Exception as error:
                     await _report(error_cb, error)
-                if self._zero_copy:
+                if self._zero_copy and isinstance(msg, Ours):  # and not a class of the program's, which has a copy
                     msg.end()
             if monotonic() - started > CALLBACK_TURN_S:
                 await one_pass()
                 started = monotonic()
+
+
+def _limit(given: float | None) -> int:
+    """Of any number that nats-py would compare with, one that C can keep. None is no limit."""
+    if given is None or given != given:
+        return 0
+    bounded = max(-1, min(given, MOST))
+    return math.ceil(bounded)
 
 
 async def _report(error_cb: ErrorCallback | None, error: Exception) -> None:

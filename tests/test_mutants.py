@@ -70,7 +70,7 @@ MUTANTS = (
     Mutant("a publish is over before it is written", "quiescence", (
         ("nsn_session_publish.c", "    uint64_t records = 0, ", "    nsn_publish_leave(s); uint64_t records = 0, "),)),
     Mutant("no wait for publishers", "quiescence", (
-        ("nsn_session_barrier.c", "nsn_load_acquire(&s->map.places[seen->slot].page.publishing) == seen->number", "false"),)),
+        ("nsn_session_barrier.c", "nsn_load_acquire(&page->publishing) == seen->number", "false"),)),
     Mutant("no wait for the change of interest", "quiescence", (
         ("nsn_session_barrier.c", "return s->settled >= barrier->sequence && handed_over;", "return handed_over;"),)),
     Mutant("no wait for announced links", "quiescence", (

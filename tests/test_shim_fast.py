@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import copy
 import dataclasses
 import gc
@@ -12,6 +13,7 @@ import sys
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
+from unittest import mock
 
 import nats.aio.msg
 import pytest
@@ -77,6 +79,10 @@ def test_nothing_happens_before_it_is_awaited_and_that_is_warned_about(nsnd: Ser
         await call
         with pytest.raises(RuntimeError, match="already awaited"):
             await call
+        with pytest.raises(RuntimeError, match="already awaited"):
+            call.throw(KeyError())
+        call.close()
+        assert (call.__name__, call.__qualname__) == ("publish", "Client.publish")
         assert (await sub.next_msg()).data == b"y"
 
     run(nsnd, body)
@@ -186,13 +192,60 @@ def test_closed_connection_publishes_no_more(nsnd: Server) -> None:
         await client.publish("a", b"x")
         assert (await waiting).data == b"x"
         await client.close()
-        for late in (call, client.publish("a"), sub.next_msg(1)):
-            with pytest.raises((errors.ConnectionClosedError, RuntimeError)):
+        for late in (call, client.publish("a"), sub.next_msg(1), publish("a")):
+            with pytest.raises(errors.ConnectionClosedError):
                 await late
-        with pytest.raises(RuntimeError, match="closed long ago"):
-            await publish("a")
+        await client.connect(nsnd.url)
+        sub = await client.subscribe("a")
+        await publish("a", b"again")  # as nats-py's bound method
+        assert (await sub.next_msg()).data == b"again"
+        await client.close()
 
     asyncio.run(main())
+
+
+def test_limits_are_any_numbers(nsnd: Server) -> None:
+    async def body(client: Any) -> None:
+        limits: dict[str, Any]
+        for limits in ({"pending_bytes_limit": 1.5}, {"pending_msgs_limit": 0.5}):
+            lost: asyncio.Queue[Exception] = asyncio.Queue()
+            client._error_cb = lost.put
+            sub = await client.subscribe("a", **limits)
+            for _ in range(2):
+                await client.publish("a", b"x")
+            await client.flush()
+            assert sub.pending_msgs == 1 and isinstance(await lost.get(), errors.SlowConsumerError)
+            await sub.unsubscribe()
+        for limits in (
+            {"pending_bytes_limit": float("inf"), "pending_msgs_limit": 1e300},
+            {"pending_bytes_limit": 2**70, "pending_msgs_limit": 2**70},
+            {"pending_bytes_limit": -1e300, "pending_msgs_limit": float("nan"), "max_msgs": 2**70},
+        ):
+            sub = await client.subscribe("a", **limits)
+            await client.publish("a", b"x")
+            assert (await sub.next_msg()).data == b"x"
+            await sub.unsubscribe()
+
+    run(nsnd, body)
+
+
+def test_counters_may_be_replaced(nsnd: Server) -> None:
+    async def body(client: Any) -> None:
+        sub = await client.subscribe("a")
+        client.stats = collections.Counter()
+        await client.publish("a", b"x")
+        assert (await sub.next_msg()).data == b"x"
+        assert client.stats["out_msgs"] == client.stats["in_msgs"] == 1
+        raised: list[Any] = []
+        client.stats = {}
+        with pytest.raises(KeyError, match="out_msgs"):
+            await client.publish("a", b"y")
+        with mock.patch("sys.unraisablehook", raised.append):
+            assert (await sub.next_msg()).data == b"y"  # and delivery goes on
+        assert [type(seen.exc_value) for seen in raised] == [KeyError]
+        client.stats = {"in_msgs": 0, "out_msgs": 0, "in_bytes": 0, "out_bytes": 0}
+
+    run(nsnd, body)
 
 
 # --- messages
@@ -325,3 +378,31 @@ def test_one_long_wait_keeps_nothing_of_those_that_are_over() -> None:
         assert len(deadlines._waits[60]) <= SWEPT_FROM + 1
 
     asyncio.run(main())
+
+
+# --- event loops
+
+
+if sys.version_info >= (3, 12):  # before, asyncio has no eager tasks
+
+    def test_eager_tasks_do_not_run_in_the_middle_of_a_delivery(nsnd: Server) -> None:
+        async def body(client: Any) -> None:
+            asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+            other, slow = await client.subscribe("b"), await client.subscribe("a", pending_msgs_limit=1)
+            seen: list[bytes] = []
+            all_seen = asyncio.Event()
+
+            async def receive(_: Exception) -> None:
+                seen.append((await other.next_msg(1)).data)
+                if len(seen) == 99:
+                    all_seen.set()
+
+            client._error_cb = receive
+            for number in range(100):
+                await client.publish("a", b"")
+                await client.publish("b", str(number).encode())
+            await asyncio.gather(client.flush(), client.flush(), client.flush())
+            await asyncio.wait_for(all_seen.wait(), 10)
+            assert seen == [str(number).encode() for number in range(99)] and slow.pending_msgs == 1
+
+        run(nsnd, body)

@@ -104,3 +104,45 @@ def test_the_node_is_stopped(nsnd: Server) -> None:
     finally:
         os.kill(nsnd.pid, signal.SIGCONT)
     assert node_of(meet(nsnd.port)) == nsnd.pid
+
+
+def test_only_what_cannot_be_another_ones_is_known(nsnd: Server) -> None:
+    """127.0.0.1 is the node's as long as it lives. At another address of this host somebody else may listen meanwhile."""
+
+    async def main() -> None:
+        for host in ("127.0.0.7", "localhost"):
+            client = await nats.connect(f"nats://{host}:{nsnd.port}")
+            assert client.is_insane
+            await client.close()
+
+    asyncio.run(main())
+    assert list(known_nodes._nodes) == [("localhost", nsnd.port)]
+
+
+def test_connect_that_does_not_come_to_the_known_node_leaves_nothing(nsnd: Server, nats_server: Server) -> None:
+    """It is cancelled while a server before that one in the pool is waited for. The next one decides anew."""
+    meet(nsnd.port)
+
+    async def main() -> None:
+        client = nats.NATS()
+        entered = asyncio.Event()
+
+        async def wait(_: Exception) -> None:
+            entered.set()
+            await asyncio.sleep(60)
+
+        dead = servers.free_port()
+        pool = [f"nats://127.0.0.1:{dead}", f"nats://127.0.0.1:{nsnd.port}"]
+        connecting = asyncio.create_task(client.connect(pool, dont_randomize=True, error_cb=wait))
+        await entered.wait()
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+        assert not client.is_insane
+        assert client._session is None and client._early is None
+        client._server_pool.clear()
+        await client.connect(nats_server.url, error_cb=wait)
+        assert not client.is_insane
+        await client.close()
+
+    asyncio.run(main())

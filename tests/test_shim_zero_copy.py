@@ -9,12 +9,14 @@ import subprocess
 import sys
 import textwrap
 import warnings
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from nats import errors
+from nats.aio import msg as nats_msg
 
 import insane_nats
 from insane_nats.shim.errors import ZeroCopyError
@@ -196,10 +198,10 @@ def test_views_outlive_handler_connection_and_publisher(nsnd: Server) -> None:
         third = await insane_nats.connect(nsnd.url)
         await third.publish("a", b"x" * LARGE)
         assert bytes(kept[0]) == b"z" * LARGE
-        assert session._finalizer.alive  # the session is there as long as the memory is read
+        assert session.is_open  # the session is there as long as the memory is read
         kept.pop().release()
         gc.collect()
-        assert not session._finalizer.alive
+        assert not session.is_open
         await third.close()
 
     run(nsnd, body)
@@ -318,3 +320,60 @@ def test_what_only_servers_publish_is_refused_and_given_back(nsnd: Server, subje
         assert (await everything.next_msg(5)).data == b"x"
 
     run(nsnd, body)
+
+
+def test_programs_own_messages_have_copies(nsnd: Server) -> None:
+    """Its class of messages knows nothing of release(); the handler gets the next message all the same."""
+
+    class Message(nats_msg.Msg):
+        pass
+
+    async def main() -> None:
+        client = await insane_nats.connect(nsnd.url)
+        client.msg_class = Message
+        got: asyncio.Queue[nats_msg.Msg] = asyncio.Queue()
+        await client.subscribe("a", cb=got.put, zero_copy=True)
+        for _ in range(2):
+            await client.publish("a", b"x" * 300_000)
+            message = await asyncio.wait_for(got.get(), 5)
+            assert type(message) is Message and message.data == b"x" * 300_000
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_a_view_of_the_loan_itself_does_not_end_it(nsnd: Server) -> None:
+    async def main() -> None:
+        client = await insane_nats.connect(nsnd.url)
+        sub = await client.subscribe("a", zero_copy=True)
+        await client.publish("a", b"x" * 300_000)
+        message: Any = await sub.next_msg()
+        assert bytes(message.data.obj) == message.data
+        await client.close()
+        assert message.data == b"x" * 300_000
+        message.release()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_message_that_is_garbage_with_its_connection_goes_back(nsnd: Server, closed: bool) -> None:
+    async def main() -> Any:
+        client: Any = await insane_nats.connect(nsnd.url)
+        sub = await client.subscribe("a", zero_copy=True)
+        for _ in range(2):
+            await client.publish("a", b"x" * 300_000)
+        client.message = await sub.next_msg()
+        session = client._session
+        if closed:
+            await client.close()
+        return weakref.ref(session._keeper)
+
+    loop = asyncio.new_event_loop()
+    keeper = loop.run_until_complete(main())
+    loop.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
+        gc.collect()
+    assert keeper() is None

@@ -2,6 +2,8 @@
  * when there is something to wait for. It is a coroutine for asyncio: tasks take it, and it does nothing before its first step. */
 #include "fast.h"
 
+#include <string.h>
+
 PyTypeObject *fast_call_type;
 
 PyObject *fast_call_new(fast_run run, const char *name, PyObject *owner, PyObject *const argument[FAST_ARGUMENTS])
@@ -18,8 +20,15 @@ PyObject *fast_call_new(fast_run run, const char *name, PyObject *owner, PyObjec
         call->argument[i] = argument[i];
     }
     call->inner = NULL;
-    call->started = call->passed = call->finished = 0;
+    call->started = call->running = call->passed = call->finished = 0;
     return (PyObject *)call;
+}
+
+/* Only one that waits can be part of a cycle. */
+static void waits(struct fast_call *call)
+{
+    if (!PyObject_GC_IsTracked((PyObject *)call))
+        PyObject_GC_Track(call);
 }
 
 enum fast_step fast_delegate(struct fast_call *call, PyObject *owner, PyObject *name, PyObject *a, PyObject *b, PyObject *c,
@@ -28,8 +37,18 @@ enum fast_step fast_delegate(struct fast_call *call, PyObject *owner, PyObject *
     call->inner = PyObject_CallMethodObjArgs(owner, name, a, b, c, d, NULL);
     if (!call->inner)
         return FAST_FAILED;
-    PyObject_GC_Track(call); /* only one that waits can be part of a cycle */
+    waits(call);
     return FAST_DELEGATE;
+}
+
+/* True with an exception when no step can be taken. */
+static bool is_over(const struct fast_call *call)
+{
+    if (call->running)
+        PyErr_SetString(PyExc_ValueError, "coroutine already executing");
+    else if (call->finished)
+        PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
+    return call->running || call->finished;
 }
 
 /* One step, as `await` takes it. */
@@ -37,17 +56,17 @@ static PySendResult call_send(PyObject *self, PyObject *value, PyObject **result
 {
     struct fast_call *call = (struct fast_call *)self;
     *result = NULL;
-    if (call->finished) {
-        PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
+    if (is_over(call))
         return PYGEN_ERROR;
-    }
     if (!call->started && value != Py_None) {
         PyErr_SetString(PyExc_TypeError, "can't send non-None value to a just-started coroutine");
         return PYGEN_ERROR;
     }
-    call->started = 1;
+    call->started = call->running = 1;
     enum fast_step step = call->inner ? FAST_DELEGATE : call->run(call, result);
     if (step == FAST_PASS) {
+        waits(call);
+        call->running = 0;
         call->passed = 1;
         Py_INCREF(Py_None);
         *result = Py_None;
@@ -55,9 +74,11 @@ static PySendResult call_send(PyObject *self, PyObject *value, PyObject **result
     }
     if (step == FAST_DELEGATE) {
         PySendResult inner = PyIter_Send(call->inner, value, result);
+        call->running = 0;
         call->finished = inner != PYGEN_NEXT;
         return inner;
     }
+    call->running = 0;
     call->finished = 1;
     return step == FAST_DONE ? PYGEN_RETURN : PYGEN_ERROR;
 }
@@ -93,11 +114,15 @@ static PyObject *call_next(PyObject *self)
 static PyObject *call_throw(PyObject *self, PyObject *arguments)
 {
     struct fast_call *call = (struct fast_call *)self;
+    if (is_over(call))
+        return NULL;
     call->started = 1;
-    if (call->inner && !call->finished) {
+    if (call->inner) {
+        call->running = 1;
         PyObject *method = PyObject_GetAttr(call->inner, fast_name_throw);
         PyObject *result = method ? PyObject_CallObject(method, arguments) : NULL;
         Py_XDECREF(method);
+        call->running = 0;
         if (!result)
             call->finished = 1;
         return result;
@@ -119,6 +144,10 @@ static PyObject *call_close(PyObject *self, PyObject *unused)
 {
     (void)unused;
     struct fast_call *call = (struct fast_call *)self;
+    if (call->running) {
+        is_over(call);
+        return NULL;
+    }
     bool ends = call->inner && !call->finished;
     call->started = call->finished = 1;
     if (ends)
@@ -174,6 +203,24 @@ static void dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+static PyObject *get_qualname(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyUnicode_FromString(((struct fast_call *)self)->name);
+}
+
+static PyObject *get_name(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyUnicode_FromString(strrchr(((struct fast_call *)self)->name, '.') + 1);
+}
+
+static PyGetSetDef properties[] = {
+    {"__name__", get_name, NULL, NULL, NULL},
+    {"__qualname__", get_qualname, NULL, "As in the repr of a task.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyMethodDef methods[] = {
     {"send", send_method, METH_O, "send($self, value, /)\n--\n\nTakes a step."},
     {"throw", call_throw, METH_VARARGS, "Raises an exception where it waits."},
@@ -187,6 +234,7 @@ static PyType_Slot slots[] = {
     {Py_tp_traverse, traverse},
     {Py_tp_clear, clear},
     {Py_tp_methods, methods},
+    {Py_tp_getset, properties},
     {Py_tp_iter, itself},
     {Py_tp_iternext, call_next},
     {Py_am_await, itself},

@@ -26,6 +26,15 @@ long fast_status(const struct fast_connection *connection)
     return status ? PyLong_AsLong(status) : -1;
 }
 
+PyObject *fast_stats(const struct fast_connection *connection)
+{
+    PyObject *stats = PyDict_GetItemWithError(connection->attributes, fast_name_stats);
+    if (!stats && !PyErr_Occurred())
+        return PyObject_GetAttr(connection->client, fast_name_stats);
+    Py_XINCREF(stats);
+    return stats;
+}
+
 int fast_count(PyObject *stats, PyObject *name, long long more)
 {
     PyObject *before = PyObject_GetItem(stats, name), *by = PyLong_FromLongLong(more);
@@ -259,6 +268,7 @@ static PyObject *data_for(struct delivery *d, const struct parts *parts, bool *h
 
 static int deliver(struct delivery *d, const struct nsn_message *record)
 {
+    struct nsn_session *session = d->connection->lender->session;
     if (find_subscription(d, record->sid))
         return -1;
     const uint8_t *at = d->connection->blob + record->offset;
@@ -267,7 +277,7 @@ static int deliver(struct delivery *d, const struct nsn_message *record)
     bool held = record->flags & NSN_MESSAGE_LARGE;
     int result = 0;
     if (held) {
-        parts.headers = nsn_large(d->connection->session, record->large);
+        parts.headers = nsn_large(session, record->large);
         if (!parts.headers) {
             PyErr_SetString(PyExc_SystemError, "a large message is not where it should be");
             return -1;
@@ -279,8 +289,8 @@ static int deliver(struct delivery *d, const struct nsn_message *record)
         result = data ? deliver_to(d, &parts, data) : -1;
         Py_XDECREF(data);
     }
-    if (held && d->connection->session)
-        nsn_large_release(d->connection->session, record->large);
+    if (held)
+        nsn_large_release(session, record->large);
     if (record->flags & NSN_MESSAGE_LAST) {
         forget_subscription(d);
         if (d->connection->attributes && PyDict_SetItem(d->connection->attributes, fast_name__removed, Py_True))
@@ -319,6 +329,28 @@ static long long deliver_all(struct fast_connection *connection, int count)
     return bytes;
 }
 
+static int take_batch(struct fast_connection *connection, long long spin_ns)
+{
+    int count;
+    if (spin_ns > 0) {
+        struct nsn_session *session = connection->session;
+        Py_BEGIN_ALLOW_THREADS
+        count = nsn_receive(session, connection->messages, BATCH, connection->blob, BLOB_SIZE, (uint64_t)spin_ns);
+        Py_END_ALLOW_THREADS
+    } else {
+        count = nsn_receive(connection->session, connection->messages, BATCH, connection->blob, BLOB_SIZE, 0);
+    }
+    if (count <= 0 || !connection->session)
+        return count;
+    PyObject *stats = fast_stats(connection);
+    long long bytes = deliver_all(connection, count);
+    if (!stats || bytes < 0 || fast_count(stats, fast_name_in_msgs, count) || fast_count(stats, fast_name_in_bytes, bytes))
+        PyErr_WriteUnraisable((PyObject *)connection);
+    Py_XDECREF(stats);
+    return count;
+}
+
+/* What is called on the way may come here again: there is nothing for it then. */
 static PyObject *receive(PyObject *self, PyObject *argument)
 {
     struct fast_connection *connection = (struct fast_connection *)self;
@@ -327,24 +359,13 @@ static PyObject *receive(PyObject *self, PyObject *argument)
         return NULL;
     if (!connection->session)
         return PyLong_FromLong(-EBADF);
-    int count;
-    if (spin_ns > 0) {
-        Py_BEGIN_ALLOW_THREADS
-        count = nsn_receive(connection->session, connection->messages, BATCH, connection->blob, BLOB_SIZE, (uint64_t)spin_ns);
-        Py_END_ALLOW_THREADS
-    } else {
-        count = nsn_receive(connection->session, connection->messages, BATCH, connection->blob, BLOB_SIZE, 0);
-    }
-    if (count > 0) {
-        PyObject *stats = PyDict_GetItemWithError(connection->attributes, fast_name_stats);
-        Py_XINCREF(stats);
-        long long bytes = deliver_all(connection, count);
-        int counted = !stats || bytes < 0 || fast_count(stats, fast_name_in_msgs, count) ||
-                      fast_count(stats, fast_name_in_bytes, bytes);
-        Py_XDECREF(stats);
-        if (counted)
-            return NULL;
-    }
+    if (connection->receiving)
+        return PyLong_FromLong(0);
+    connection->receiving = 1;
+    fast_enter(connection->lender);
+    int count = take_batch(connection, spin_ns);
+    connection->receiving = 0;
+    fast_leave(connection->lender);
     return PyLong_FromLong(count);
 }
 
@@ -364,11 +385,11 @@ static int clear_connection(PyObject *self)
 
 static PyObject *new_connection(PyTypeObject *type, PyObject *arguments, PyObject *names)
 {
-    static char *known_names[] = {"client", "session", "message_type", "plain_class", "plain", NULL};
-    PyObject *client, *message_type, *plain_class;
+    static char *known_names[] = {"client", "session", "keeper", "message_type", "plain_class", "plain", NULL};
+    PyObject *client, *keeper, *message_type, *plain_class;
     unsigned long long session;
     int plain;
-    if (!PyArg_ParseTupleAndKeywords(arguments, names, "OKO!Op", known_names, &client, &session, &PyType_Type,
+    if (!PyArg_ParseTupleAndKeywords(arguments, names, "OKOO!Op", known_names, &client, &session, &keeper, &PyType_Type,
                                      &message_type, &plain_class, &plain))
         return NULL;
     if (!PyType_IsSubtype((PyTypeObject *)message_type, fast_message_type)) {
@@ -382,7 +403,7 @@ static PyObject *new_connection(PyTypeObject *type, PyObject *arguments, PyObjec
     connection->messages = PyMem_Malloc(BATCH * sizeof *connection->messages);
     connection->blob = PyMem_Malloc(BLOB_SIZE);
     connection->attributes = PyObject_GetAttrString(client, "__dict__");
-    connection->lender = fast_lender_new((struct nsn_session *)(uintptr_t)session);
+    connection->lender = fast_lender_new((struct nsn_session *)(uintptr_t)session, keeper);
     if (!connection->messages || !connection->blob || !connection->attributes || !connection->lender) {
         if (!PyErr_Occurred())
             PyErr_NoMemory();
@@ -404,7 +425,7 @@ static PyObject *new_connection(PyTypeObject *type, PyObject *arguments, PyObjec
 static PyObject *close_connection(PyObject *self, PyObject *unused)
 {
     (void)unused;
-    clear_connection(self);
+    ((struct fast_connection *)self)->session = NULL;
     Py_RETURN_NONE;
 }
 
@@ -458,13 +479,14 @@ static PyMethodDef methods[] = {
     {"receive", receive, METH_O,
      "receive($self, spin_ns, /)\n--\n\nTakes a batch and gives it to the subscriptions. Returns the number of messages, or a "
      "negative errno. When there are none it spins that long for some."},
-    {"close", close_connection, METH_NOARGS, "close($self, /)\n--\n\nBefore the session is closed: lets go of everything but what is lent."},
+    {"close", close_connection, METH_NOARGS, "close($self, /)\n--\n\nBefore the session is closed: from now on publish() goes the slow way, and nothing is received."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_doc, "Connection(client, session, message_type, plain_class, plain)\n--\n\nWhat every message of a connection costs, "
-                "in C. session: its address, valid until close(). message_type: of messages that are made here, which are those of "
+    {Py_tp_doc, "Connection(client, session, keeper, message_type, plain_class, plain)\n--\n\nWhat every message of a connection costs, "
+                "in C. session: its address; it lives as long as the keeper, whose destructor ends it, or until it is ended after close() "
+                "with nothing lent. message_type: of messages that are made here, which are those of "
                 "a client whose msg_class is plain_class and that is plain: has no delivery of its own."},
     {Py_tp_new, new_connection},
     {Py_tp_dealloc, dealloc_connection},

@@ -40,7 +40,8 @@ extern PyTypeObject *fast_ring_type, *fast_message_type, *fast_call_type, *fast_
 FAST_NAMES(FAST_DECLARE)
 #undef FAST_DECLARE
 
-/* Whether an object is of the type or of a subclass. `seen` keeps the subclass met last, of which there is mostly one. */
+/* Whether an object is of the type or of a subclass. `seen` keeps the first subclass that was met: mostly there is no other. It
+ * is never let go, which would run code here. */
 static inline bool fast_is(PyObject *object, PyTypeObject *type, PyTypeObject **seen)
 {
     PyTypeObject *its = Py_TYPE(object);
@@ -48,13 +49,14 @@ static inline bool fast_is(PyObject *object, PyTypeObject *type, PyTypeObject **
         return true;
     if (!PyType_IsSubtype(its, type))
         return false;
-    PyObject *before = (PyObject *)*seen;
-    Py_INCREF((PyObject *)its);
-    *seen = its;
-    Py_XDECREF(before);
+    if (!*seen) {
+        Py_INCREF((PyObject *)its);
+        *seen = its;
+    }
     return true;
 }
 bool fast_is_message(PyObject *object);
+bool fast_looks_like_message(PyObject *object); /* the same for the collector: no reference is taken */
 
 /* Each adds its type to the module; -1 with an exception. */
 int fast_add_ring(PyObject *module);
@@ -89,7 +91,7 @@ struct fast_message {
     PyObject *block;   /* bytes of the headers as they came */
     char acknowledged;
 };
-/* Visits what the message refers to, its type left out. */
+/* Visits what a message that delivery has made refers to; its type is left out. */
 int fast_message_traverse(PyObject *message, visitproc visit, void *arg);
 
 /* --- call.c ------------------------------------------------------------------------------------------------------- */
@@ -108,11 +110,11 @@ enum { FAST_ARGUMENTS = 4 };
 struct fast_call {
     PyObject_HEAD
     fast_run run;
-    const char *name; /* for the warning when nobody awaits it */
+    const char *name; /* Class.method, for tasks and for the warning when nobody awaits it */
     PyObject *owner;
     PyObject *argument[FAST_ARGUMENTS];
     PyObject *inner;
-    char started, passed, finished;
+    char started, running, passed, finished;
 };
 /* Takes references of its own to the owner and to each argument, which may be NULL. */
 PyObject *fast_call_new(fast_run run, const char *name, PyObject *owner, PyObject *const argument[FAST_ARGUMENTS]);
@@ -126,7 +128,7 @@ struct fast_connection {
     PyObject_HEAD
     struct nsn_session *session; /* NULL: closed */
     struct fast_lender *lender;
-    PyObject *client;            /* NULL: closed */
+    PyObject *client;
     PyObject *attributes;        /* client.__dict__ */
     PyObject *message_type;      /* a subclass of struct fast_message's type and of nats-py's Msg */
     PyObject *plain_class;       /* what the client's msg_class is when messages are to be of that type */
@@ -135,6 +137,7 @@ struct fast_connection {
     char trimming;               /* a timer gives idle memory back */
     char pedantic;
     char plain;                  /* the client has no delivery of its own */
+    char receiving;              /* messages and blob are in use */
     unsigned publishes, pops;
     long long burst;             /* bytes published since the event loop went round */
     double yield_at;             /* seconds of the monotonic clock: publish() lets the loop go round then */
@@ -148,7 +151,9 @@ struct fast_connection {
 double fast_now(void); /* seconds of the monotonic clock */
 /* nats-py's status number, -1 with an exception. */
 long fast_status(const struct fast_connection *connection);
-/* Adds to one of the client's counters. */
+/* The client's counters, a new reference; NULL with an exception. */
+PyObject *fast_stats(const struct fast_connection *connection);
+/* Adds to one of them. */
 int fast_count(PyObject *stats, PyObject *name, long long more);
 PyObject *fast_publish(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
 PyObject *fast_post(PyObject *self, PyObject *const *arguments, Py_ssize_t count);
@@ -159,10 +164,14 @@ PyObject *fast_post(PyObject *self, PyObject *const *arguments, Py_ssize_t count
 struct fast_lender {
     PyObject_HEAD
     struct nsn_session *session;
-    Py_ssize_t lent;         /* loans and blocks that are not back */
+    PyObject *keeper;        /* what the session lives by: it ends with its last reference, or when somebody ends it */
+    Py_ssize_t lent;         /* loans and blocks that are not back, and calls that are in the session now */
     PyObject *when_returned; /* called when the last of them is back, or NULL */
 };
-struct fast_lender *fast_lender_new(struct nsn_session *session);
+struct fast_lender *fast_lender_new(struct nsn_session *session, PyObject *keeper);
+/* Between the two the session is there, whatever is called or runs meanwhile. */
+static inline void fast_enter(struct fast_lender *lender) { lender->lent++; }
+void fast_leave(struct fast_lender *lender);
 
 /* A read-only memoryview of a large message where it lies, which holds it from now on. NULL: it was given back. */
 PyObject *fast_lend(struct fast_connection *connection, uint32_t large, const uint8_t *data, size_t size);

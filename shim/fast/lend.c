@@ -9,12 +9,14 @@ PyTypeObject *fast_loan_type, *fast_block_type, *fast_lender_type;
 
 /* --- who lends ---------------------------------------------------------------------------------------------------- */
 
-struct fast_lender *fast_lender_new(struct nsn_session *session)
+struct fast_lender *fast_lender_new(struct nsn_session *session, PyObject *keeper)
 {
     struct fast_lender *lender = PyObject_GC_New(struct fast_lender, fast_lender_type);
     if (!lender)
         return NULL;
     lender->session = session;
+    Py_INCREF(keeper);
+    lender->keeper = keeper;
     lender->lent = 0;
     lender->when_returned = NULL;
     PyObject_GC_Track(lender);
@@ -29,7 +31,7 @@ static struct fast_lender *lends(struct fast_lender *lender)
     return lender;
 }
 
-static void is_back(struct fast_lender *lender)
+void fast_leave(struct fast_lender *lender)
 {
     if (--lender->lent || !lender->when_returned)
         return;
@@ -45,6 +47,7 @@ static void is_back(struct fast_lender *lender)
     PyErr_Restore(kind, value, traceback);
 }
 
+/* The keeper is not for the collector: finalizers and whatever is lent may still need the session. It refers to nothing. */
 static int traverse_lender(PyObject *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
@@ -63,6 +66,7 @@ static void dealloc_lender(PyObject *self)
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     clear_lender(self);
+    Py_DECREF(((struct fast_lender *)self)->keeper);
     PyObject_GC_Del(self);
     Py_DECREF(type);
 }
@@ -96,7 +100,7 @@ struct loan {
     PyObject_HEAD
     struct fast_lender *lender;
     const uint8_t *data;
-    Py_ssize_t size;
+    Py_ssize_t size, views;
     uint32_t large;
     char held;  /* not given back yet */
     char meant; /* somebody has said that it may go back */
@@ -108,7 +112,7 @@ static void give_back(struct loan *loan)
         return;
     loan->held = 0;
     nsn_large_release(loan->lender->session, loan->large);
-    is_back(loan->lender);
+    fast_leave(loan->lender);
 }
 
 static int view_loan(PyObject *self, Py_buffer *view, int flags)
@@ -118,13 +122,18 @@ static int view_loan(PyObject *self, Py_buffer *view, int flags)
         PyErr_SetString(PyExc_BufferError, "the message was released");
         return -1;
     }
-    return PyBuffer_FillInfo(view, self, (void *)loan->data, loan->size, 1, flags);
+    if (PyBuffer_FillInfo(view, self, (void *)loan->data, loan->size, 1, flags))
+        return -1;
+    loan->views++;
+    return 0;
 }
 
 static void end_view_of_loan(PyObject *self, Py_buffer *view)
 {
-    (void)view; /* a memoryview takes one, whatever is made of it */
+    (void)view; /* a memoryview takes one, whatever is made of it; others may be taken of the loan itself */
     struct loan *loan = (struct loan *)self;
+    if (--loan->views)
+        return;
     bool forgotten = loan->held && !loan->meant;
     give_back(loan);
     if (!forgotten)
@@ -150,12 +159,13 @@ PyObject *fast_lend(struct fast_connection *connection, uint32_t large, const ui
 {
     struct loan *loan = PyObject_New(struct loan, fast_loan_type);
     if (!loan) {
-        nsn_large_release(connection->session, large);
+        nsn_large_release(connection->lender->session, large);
         return NULL;
     }
     loan->lender = lends(connection->lender);
     loan->data = data;
     loan->size = (Py_ssize_t)size;
+    loan->views = 0;
     loan->large = large;
     loan->held = 1;
     loan->meant = 0;
@@ -204,7 +214,7 @@ static bool is_held(const struct block *block)
 static void forget_block(struct block *block)
 {
     block->buffer = (struct nsn_buffer_out){NULL, NULL, 0};
-    is_back(block->lender);
+    fast_leave(block->lender);
 }
 
 static int view_block(PyObject *self, Py_buffer *view, int flags)

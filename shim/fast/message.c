@@ -3,26 +3,16 @@
 
 PyTypeObject *fast_message_type;
 
+static PyTypeObject *seen;
+
 bool fast_is_message(PyObject *object)
 {
-    static PyTypeObject *seen;
     return fast_is(object, fast_message_type, &seen);
 }
 
-/* The class attribute `decode` of the shim's Msg reads a block of headers. */
-static PyObject *get_headers(PyObject *self, void *unused)
+bool fast_looks_like_message(PyObject *object)
 {
-    (void)unused;
-    struct fast_message *message = (struct fast_message *)self;
-    if (!message->headers && message->block) {
-        message->headers = PyObject_CallMethod(self, "decode", "O", message->block);
-        if (!message->headers)
-            return NULL;
-        Py_CLEAR(message->block);
-    }
-    PyObject *headers = message->headers ? message->headers : Py_None;
-    Py_INCREF(headers);
-    return headers;
+    return Py_TYPE(object) == seen || PyType_IsSubtype(Py_TYPE(object), fast_message_type);
 }
 
 static int set_headers(PyObject *self, PyObject *value, void *unused)
@@ -38,6 +28,22 @@ static int set_headers(PyObject *self, PyObject *value, void *unused)
     return 0;
 }
 
+/* The class attribute `decode` of the shim's Msg reads a block of headers. */
+static PyObject *get_headers(PyObject *self, void *unused)
+{
+    (void)unused;
+    struct fast_message *message = (struct fast_message *)self;
+    if (!message->headers && message->block) {
+        PyObject *headers = PyObject_CallMethod(self, "decode", "O", message->block);
+        if (!headers || set_headers(self, headers, NULL))
+            return NULL;
+        Py_DECREF(headers);
+    }
+    PyObject *headers = message->headers ? message->headers : Py_None;
+    Py_INCREF(headers);
+    return headers;
+}
+
 int fast_message_traverse(PyObject *self, visitproc visit, void *arg)
 {
     struct fast_message *message = (struct fast_message *)self;
@@ -50,7 +56,11 @@ int fast_message_traverse(PyObject *self, visitproc visit, void *arg)
 
 static int traverse(PyObject *self, visitproc visit, void *arg)
 {
+    struct fast_message *message = (struct fast_message *)self;
     Py_VISIT(Py_TYPE(self));
+    Py_VISIT(message->subject); /* a program may put anything into these */
+    Py_VISIT(message->reply);
+    Py_VISIT(message->sid);
     return fast_message_traverse(self, visit, arg);
 }
 

@@ -65,8 +65,10 @@ static int call_and_drop(PyObject *owner, PyObject *name, PyObject *a, PyObject 
 /* After a message went out: what the connection keeps about it. -1 with an exception. */
 static int note(struct fast_connection *connection, int reached, long long size, PyObject *subject, PyObject *reply)
 {
-    PyObject *stats = PyDict_GetItemWithError(connection->attributes, fast_name_stats);
-    if (!stats || fast_count(stats, fast_name_out_msgs, 1) || fast_count(stats, fast_name_out_bytes, size))
+    PyObject *stats = fast_stats(connection);
+    bool counted = stats && !fast_count(stats, fast_name_out_msgs, 1) && !fast_count(stats, fast_name_out_bytes, size);
+    Py_XDECREF(stats);
+    if (!counted)
         return -1;
     if (reached == 0 && reply && call_and_drop(connection->client, fast_name__no_responders, subject, reply))
         return -1;
@@ -94,10 +96,12 @@ static int post(struct fast_connection *connection, PyObject *subject, PyObject 
         reached = nsn_publish(session, subject_at, (size_t)subject_length, reply_at, (size_t)reply_length, NULL, 0, data,
                               (size_t)size);
     } else {
+        fast_enter(connection->lender);
         Py_BEGIN_ALLOW_THREADS
         reached = nsn_publish(session, subject_at, (size_t)subject_length, reply_at, (size_t)reply_length, NULL, 0, data,
                               (size_t)size);
         Py_END_ALLOW_THREADS
+        fast_leave(connection->lender);
     }
     if (reached < 0)
         return reached;

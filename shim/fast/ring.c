@@ -114,13 +114,14 @@ static Py_ssize_t length(PyObject *self)
 static PyObject *iterate(PyObject *self)
 {
     struct fast_ring *ring = (struct fast_ring *)self;
-    PyObject *list = PyList_New((Py_ssize_t)ring->count);
+    PyObject *list = PyList_New(0); /* which may run finalizers: the ring is looked at behind it */
     if (!list)
         return NULL;
     for (size_t i = 0; i < ring->count; i++) {
-        PyObject *item = ring->items[(ring->first + i) & (ring->capacity - 1)];
-        Py_INCREF(item);
-        PyList_SetItem(list, (Py_ssize_t)i, item);
+        if (PyList_Append(list, ring->items[(ring->first + i) & (ring->capacity - 1)])) {
+            Py_DECREF(list);
+            return NULL;
+        }
     }
     PyObject *iterator = PyObject_GetIter(list);
     Py_DECREF(list);
@@ -134,7 +135,7 @@ static int traverse(PyObject *self, visitproc visit, void *arg)
     for (size_t i = 0; i < ring->count; i++) {
         PyObject *item = ring->items[(ring->first + i) & (ring->capacity - 1)];
         /* What only the ring knows of is looked at as a part of it. */
-        if (Py_REFCNT(item) == 1 && fast_is_message(item) && !PyObject_GC_IsTracked(item)) {
+        if (Py_REFCNT(item) == 1 && fast_looks_like_message(item) && !PyObject_GC_IsTracked(item)) {
             int result = fast_message_traverse(item, visit, arg);
             if (result)
                 return result;

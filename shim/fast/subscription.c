@@ -113,21 +113,21 @@ static Py_ssize_t size_of(PyObject *item)
 /* The first message of the queue; NULL with an exception. */
 static PyObject *take(struct fast_subscription *subscription, struct fast_queue *queue)
 {
-    PyObject *message = fast_ring_pop(queue->ring);
+    Py_INCREF((PyObject *)queue); /* what is called here may replace it */
+    PyObject *message = fast_ring_pop(queue->ring), *settled = NULL;
     Py_ssize_t size = size_of(message);
-    if (size < 0) {
-        Py_DECREF(message);
-        return NULL;
-    }
-    subscription->pending_size -= size;
-    if (queue->joiners && PyList_Check(queue->joiners) && PyList_Size(queue->joiners) > 0) {
-        PyObject *settled = PyObject_CallMethodObjArgs((PyObject *)queue, fast_name_settle, NULL);
-        if (!settled) {
-            Py_DECREF(message);
-            return NULL;
+    bool well = size >= 0;
+    if (well) {
+        subscription->pending_size -= size;
+        if (queue->joiners && PyList_Check(queue->joiners) && PyList_Size(queue->joiners) > 0) {
+            settled = PyObject_CallMethodObjArgs((PyObject *)queue, fast_name_settle, NULL);
+            well = settled != NULL;
         }
-        Py_DECREF(settled);
     }
+    Py_XDECREF(settled);
+    Py_DECREF((PyObject *)queue);
+    if (!well)
+        Py_CLEAR(message);
     return message;
 }
 

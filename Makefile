@@ -8,7 +8,7 @@ RUN := PATH="$(BIN):$$PATH"
 # One build at a time, also when two makes run at once.
 LOCK := $(shell command -v flock >/dev/null && echo flock $(VENV)/.lock)
 
-C_SOURCES := $(wildcard shim/libnsn/*.c shim/libnsn/*.h shim/fast/*.c shim/fast/*.h)
+C_SOURCES := $(wildcard shim/libnsn/*.c shim/libnsn/*.h shim/fast/*.c shim/fast/*.h nsnd/relay/*.c nsnd/relay/*.h)
 PY_SOURCES := $(shell find insane_nats shim nsnd -name '*.py' -not -path 'insane_nats/shim/*' 2>/dev/null)
 BUILD_FILES := pyproject.toml README.md LICENSE tools/cdef.py $(shell find . -name meson.build -not -path './build/*' -not -path './.venv/*')
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import nats.errors
 
+from compat_tests.authorization import Authorization
 from compat_tests.evidence import Evidence
 
 if TYPE_CHECKING:
@@ -65,13 +66,14 @@ def nats_server() -> str:
 class Server(ABC):
     """One server process on a port of its own, which keeps its port and its directory over restarts.
 
-    `max_payload` is in bytes; None leaves the server's default of 1 MiB.
+    `max_payload` is in bytes; None leaves the server's default of 1 MiB. `authorization`: who may connect; None: everybody.
     """
 
-    def __init__(self, directory: Path, max_payload: int | None = None) -> None:
+    def __init__(self, directory: Path, max_payload: int | None = None, authorization: Authorization | None = None) -> None:
         self.directory = directory
         self.port = free_port()
         self.max_payload = max_payload
+        self.authorization = authorization
         self.process: subprocess.Popen[bytes] | None = None
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -141,6 +143,11 @@ class Server(ABC):
         """Makes it a lame duck, as an administrator does before an upgrade (SIGUSR2)."""
         os.kill(self.pid, signal.SIGUSR2)
 
+    def reread(self) -> None:
+        """Has it reread its configuration (SIGHUP)."""
+        self.command()
+        os.kill(self.pid, signal.SIGHUP)
+
     def remove(self) -> None:
         """Kills what still runs and deletes the directory."""
         self.kill()
@@ -158,8 +165,9 @@ class NatsServer(Server):
         more: str = "",
         jetstream: bool = True,
         greeting: bool = True,
+        authorization: Authorization | None = None,
     ) -> None:
-        super().__init__(directory, max_payload)
+        super().__init__(directory, max_payload, authorization)
         self.more = more
         self.jetstream = jetstream
         self.greeting = greeting
@@ -180,6 +188,8 @@ class NatsServer(Server):
             lines.append(f'jetstream: {{store_dir: "{self.directory}/js"}}')
         if self.max_payload is not None:
             lines.append(f"max_payload: {self.max_payload}")
+        if self.authorization is not None:
+            lines.append(self.authorization.for_nats_server())
         configuration.write_text("\n".join(lines) + "\n")
         return [nats_server(), "--config", str(configuration)]
 
@@ -193,9 +203,15 @@ class Nsnd(Server):
 
     def command(self) -> list[str]:
         arguments = ["--port", str(self.port), "--runtime-dir", str(self.runtime_directory)]
+        lines = ["[global]"]
         if self.max_payload is not None:
+            lines.append(f"max_payload = {self.max_payload}")
+        if self.authorization is not None:
+            lines.append(self.authorization.for_nsnd(self.port))
+        if lines[1:]:
             configuration = self.directory / "nsnd.cfg"
-            configuration.write_text(f"[global]\nmax_payload = {self.max_payload}\n")
+            configuration.touch(0o600)
+            configuration.write_text("\n".join(lines) + "\n")
             arguments += ["--config", str(configuration)]
         return [sys.executable, "-m", "nsnd", *arguments]
 

@@ -156,28 +156,38 @@ def plain(backend_name: str, plain_server: Server, numbers: Iterator[int]) -> Ba
     return Backend(backend_name, plain_server, f"t{next(numbers)}", dedicated=False)
 
 
-class PlainServers:
-    """Starts nats-servers for one test, which may stop them; the suite ends what the test connected to them."""
+class OwnServers:
+    """Starts servers of a kind for one test, which may stop them; the suite ends what the test connected to them."""
 
-    def __init__(self, name: str, directory: Path, numbers: Iterator[int]) -> None:
+    def __init__(self, name: str, directory: Path, numbers: Iterator[int], kind: type[Server] = NatsServer) -> None:
         self.backends: list[Backend] = []
-        self._name = name
+        self._kind = kind
+        self.name = name
         self._directory = directory
         self._numbers = numbers
 
     def __call__(self, **options: Any) -> Backend:
-        """The backend's client module on a nats-server of its own; the arguments are those of NatsServer."""
+        """The backend's client module on a server of its own; the arguments are those of its kind."""
         number = next(self._numbers)
-        server = NatsServer(self._directory / f"plain-{self._name}-{number}", **options)
-        self.backends.append(Backend(self._name, server, f"t{number}", dedicated=True))
+        server = self._kind(self._directory / f"own-{self.name}-{number}", **options)
+        self.backends.append(Backend(self.name, server, f"t{number}", dedicated=True))
         server.start()
         return self.backends[-1]
 
 
 @pytest.fixture
-def new_plain(backend_name: str, directory: Path, numbers: Iterator[int]) -> Iterator[PlainServers]:
+def new_plain(backend_name: str, directory: Path, numbers: Iterator[int]) -> Iterator[OwnServers]:
     """Starts nats-servers for this test alone."""
-    servers = PlainServers(backend_name, directory, numbers)
+    servers = OwnServers(backend_name, directory, numbers)
+    yield servers
+    for backend in servers.backends:
+        backend.server.remove()
+
+
+@pytest.fixture
+def new_backend(backend_name: str, directory: Path, numbers: Iterator[int]) -> Iterator[OwnServers]:
+    """Starts servers of the backend's kind for this test alone."""
+    servers = OwnServers(backend_name, directory, numbers, SERVERS[backend_name])
     yield servers
     for backend in servers.backends:
         backend.server.remove()
@@ -185,7 +195,7 @@ def new_plain(backend_name: str, directory: Path, numbers: Iterator[int]) -> Ite
 
 def backends_of(arguments: dict[str, Any]) -> list[Backend]:
     """All that a test has in its arguments, or has started by means of them."""
-    started = [backend for value in arguments.values() if isinstance(value, PlainServers) for backend in value.backends]
+    started = [backend for value in arguments.values() if isinstance(value, OwnServers) for backend in value.backends]
     return started + [value for value in arguments.values() if isinstance(value, Backend)]
 
 

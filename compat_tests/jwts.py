@@ -20,6 +20,11 @@ def public(seed: bytes) -> str:
     return str(nkeys.from_seed(bytearray(seed)).public_key.decode())
 
 
+def sign(seed: bytes, nonce: str) -> str:
+    """As a client answers a server's nonce."""
+    return base64.b64encode(nkeys.from_seed(bytearray(seed)).sign(nonce.encode())).decode()
+
+
 def _base64(data: bytes) -> bytes:
     return base64.urlsafe_b64encode(data).rstrip(b"=")
 

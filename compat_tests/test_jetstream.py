@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
     from nats.js import JetStreamContext
 
-    from compat_tests.conftest import PlainServers
+    from compat_tests.conftest import OwnServers
 
 covers = pytest.mark.covers
 
@@ -149,7 +149,7 @@ async def test_ordered_consumer_that_missed_a_message(plain: Backend) -> None:
 
 
 @covers("jetstream/restart")
-async def test_consumers_over_a_restart(new_plain: PlainServers) -> None:
+async def test_consumers_over_a_restart(new_plain: OwnServers) -> None:
     backend = new_plain()
     nc = await backend.connect(**Calls().options)
     js = nc.jetstream()
@@ -218,7 +218,7 @@ async def test_object_store(plain: Backend) -> None:
 
 
 @pytest.fixture
-def without_jetstream(backend: Backend, new_plain: PlainServers) -> Backend:
+def without_jetstream(backend: Backend, new_plain: OwnServers) -> Backend:
     return backend if backend.name == "insane" else new_plain(jetstream=False)
 
 

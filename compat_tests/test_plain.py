@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
 
-    from compat_tests.conftest import PlainServers
+    from compat_tests.conftest import OwnServers
 
 covers = pytest.mark.covers
 TLS = Path(__file__).with_name("tls")
@@ -69,7 +69,7 @@ async def test_methods_of_a_subclass_are_called(plain: Backend) -> None:
 
 
 @covers("plain/restart", "4.2/reconnect")
-async def test_server_that_is_stopped_and_started_again(new_plain: PlainServers) -> None:
+async def test_server_that_is_stopped_and_started_again(new_plain: OwnServers) -> None:
     """What was subscribed is back, what was published meanwhile arrives, and it is plain NATS still."""
     backend = new_plain()
     calls = Calls()
@@ -97,7 +97,7 @@ async def test_server_that_is_stopped_and_started_again(new_plain: PlainServers)
 
 
 @covers("plain/restart")
-async def test_list_of_servers_of_which_some_are_dead(new_plain: PlainServers) -> None:
+async def test_list_of_servers_of_which_some_are_dead(new_plain: OwnServers) -> None:
     """Over a restart of the one that lives, too."""
     backend = new_plain()
     dead = [f"nats://127.0.0.1:{free_port()}", "nats://no-such-host.invalid:4222"]
@@ -111,7 +111,7 @@ async def test_list_of_servers_of_which_some_are_dead(new_plain: PlainServers) -
 
 
 @covers("plain/restart", "options/servers")
-async def test_another_server_of_the_list_takes_over(new_plain: PlainServers) -> None:
+async def test_another_server_of_the_list_takes_over(new_plain: OwnServers) -> None:
     one, two = new_plain(), new_plain()
     nc = await one.connect([one.url, two.url], dont_randomize=True, **Calls().options)
     subscription = await nc.subscribe("a")
@@ -124,7 +124,7 @@ async def test_another_server_of_the_list_takes_over(new_plain: PlainServers) ->
 
 
 @covers("options/discovered-servers", "plain/cluster")
-async def test_servers_of_a_cluster_are_discovered(new_plain: PlainServers) -> None:
+async def test_servers_of_a_cluster_are_discovered(new_plain: OwnServers) -> None:
     routes = [free_port(), free_port()]
     cluster = "cluster {{ name: c, listen: 127.0.0.1:{}, routes: [nats://127.0.0.1:{}], no_advertise: false }}"
     one = new_plain(more=cluster.format(*routes), jetstream=False)
@@ -140,7 +140,7 @@ async def test_servers_of_a_cluster_are_discovered(new_plain: PlainServers) -> N
 
 
 @covers("plain/lame-duck", "options/lame-duck")
-async def test_lame_duck_server(new_plain: PlainServers) -> None:
+async def test_lame_duck_server(new_plain: OwnServers) -> None:
     backend = new_plain()
     calls = Calls()
     await backend.connect(**calls.options)
@@ -150,7 +150,7 @@ async def test_lame_duck_server(new_plain: PlainServers) -> None:
 
 @covers("plain/credentials")
 @pytest.mark.parametrize("way", ["arguments", "callables", "url", "token"])
-async def test_credentials(new_plain: PlainServers, way: str) -> None:
+async def test_credentials(new_plain: OwnServers, way: str) -> None:
     authorization = "{ token: t0ken }" if way == "token" else '{ user: me, password: "se cret" }'
     backend = new_plain(more=f"authorization {authorization}", jetstream=False)
     port = backend.server.port
@@ -166,7 +166,7 @@ async def test_credentials(new_plain: PlainServers, way: str) -> None:
 
 @covers("plain/credentials")
 @pytest.mark.parametrize("options", [{}, {"user": "me", "password": "wrong"}, {"token": "wrong"}], ids=str)
-async def test_wrong_credentials(new_plain: PlainServers, options: dict[str, Any]) -> None:
+async def test_wrong_credentials(new_plain: OwnServers, options: dict[str, Any]) -> None:
     backend = new_plain(more="authorization { user: me, password: secret }", jetstream=False)
     calls = Calls()
     with pytest.raises(nats.errors.Error) as raised:
@@ -177,7 +177,7 @@ async def test_wrong_credentials(new_plain: PlainServers, options: dict[str, Any
 
 @covers("plain/keys")
 @pytest.mark.parametrize("way", ["file", "text", "wrong"])
-async def test_nkeys(new_plain: PlainServers, tmp_path: Path, way: str) -> None:
+async def test_nkeys(new_plain: OwnServers, tmp_path: Path, way: str) -> None:
     seed = jwts.new_seed(nkeys.PREFIX_BYTE_USER)
     backend = new_plain(more=f"authorization {{ users: [ {{ nkey: {jwts.public(seed)} }} ] }}", jetstream=False)
     file = tmp_path / "user.nk"
@@ -196,7 +196,7 @@ async def test_nkeys(new_plain: PlainServers, tmp_path: Path, way: str) -> None:
 
 @covers("plain/keys")
 @pytest.mark.parametrize("way", ["file", "text"])
-async def test_jwt(new_plain: PlainServers, tmp_path: Path, way: str) -> None:
+async def test_jwt(new_plain: OwnServers, tmp_path: Path, way: str) -> None:
     operator = jwts.make_operator()
     backend = new_plain(more=operator.configuration, jetstream=False)
     file = tmp_path / "user.creds"
@@ -209,7 +209,7 @@ async def test_jwt(new_plain: PlainServers, tmp_path: Path, way: str) -> None:
 
 
 @covers("plain/permissions")
-async def test_permissions(new_plain: PlainServers) -> None:
+async def test_permissions(new_plain: OwnServers) -> None:
     permissions = '{ publish: "a", subscribe: ["a", "_INBOX.>"] }'
     user = f"{{ user: me, password: p, permissions: {permissions} }}"
     backend = new_plain(more=f"authorization {{ users: [{user}] }}", jetstream=False)
@@ -235,7 +235,7 @@ TLS_SERVER = f'tls {{ cert_file: "{TLS}/server.pem", key_file: "{TLS}/server.key
 
 @covers("plain/tls")
 @pytest.mark.parametrize("scheme", ["tls", "nats"])
-async def test_tls(new_plain: PlainServers, scheme: str) -> None:
+async def test_tls(new_plain: OwnServers, scheme: str) -> None:
     """Also over a restart."""
     backend = new_plain(more=TLS_SERVER + " }", jetstream=False)
     url = f"{scheme}://localhost:{backend.server.port}"
@@ -247,7 +247,7 @@ async def test_tls(new_plain: PlainServers, scheme: str) -> None:
 
 
 @covers("plain/tls")
-async def test_tls_handshake_first(new_plain: PlainServers) -> None:
+async def test_tls_handshake_first(new_plain: OwnServers) -> None:
     backend = new_plain(more=TLS_SERVER + ", handshake_first: true }", jetstream=False, greeting=False)
     url = f"nats://localhost:{backend.server.port}"
     nc = await backend.connect(url, tls=trusting(), tls_handshake_first=True, **Calls().options)
@@ -255,7 +255,7 @@ async def test_tls_handshake_first(new_plain: PlainServers) -> None:
 
 
 @covers("plain/websocket")
-async def test_websocket(new_plain: PlainServers) -> None:
+async def test_websocket(new_plain: OwnServers) -> None:
     port = free_port()
     backend = new_plain(more=f'websocket {{ listen: "127.0.0.1:{port}", no_tls: true }}', jetstream=False)
     nc = await backend.connect(f"ws://127.0.0.1:{port}")
@@ -264,7 +264,7 @@ async def test_websocket(new_plain: PlainServers) -> None:
 
 
 @covers("plain/tls")
-async def test_server_whose_certificate_is_not_trusted(new_plain: PlainServers) -> None:
+async def test_server_whose_certificate_is_not_trusted(new_plain: OwnServers) -> None:
     backend = new_plain(more=TLS_SERVER + " }", jetstream=False)
     with pytest.raises(ssl.SSLCertVerificationError):
         await backend.nats.connect(f"tls://localhost:{backend.server.port}", allow_reconnect=False, error_cb=Calls().error)

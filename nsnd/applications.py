@@ -1,18 +1,19 @@
-"""One application ID: its sessions, what they want, and what they hand to each other."""
+"""One application ID, or one account of it: its sessions, what they want, and what they hand to each other."""
 
 from __future__ import annotations
 
 import errno
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from nsnd.connections import Connection
+from nsnd.credentials import User
 from nsnd.fabric import Fabric, FabricError, Slot
 from nsnd.logs import Log
 from nsnd.loop import Loop
 from nsnd.processes import Process, Processes
 from nsnd.protocol import Hello, ProtocolError, fitting
+from nsnd.runtime import Place
 from nsnd.sessions import Descriptors, Session
 
 RETRY_S = 1.0
@@ -23,16 +24,19 @@ ABANDONED_EVERY_S = 60.0
 
 
 class Application:
-    """`changed` is called when a session came or went. `shared`: users besides nsnd's own may be let in."""
+    """`changed` is called when a session came or went. `shared`: users besides nsnd's own may be let in. `account`: None for
+    the sessions of an application ID that has no users."""
 
-    def __init__(self, application_id: int, directory: Path, loop: Loop, processes: Processes, descriptors: Descriptors,
-                 log: Log, changed: Callable[[Application], None], *, shared: bool = False) -> None:
+    def __init__(self, place: Place, loop: Loop, processes: Processes, descriptors: Descriptors, log: Log,
+                 changed: Callable[[Application], None], *, shared: bool = False) -> None:
         try:
-            directory.mkdir(mode=0o700, exist_ok=True)
+            place.path.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise FabricError(error.errno, f"{directory} cannot be made: {error.strerror}") from error
-        self.application_id = application_id
-        self.fabric = Fabric(directory)
+            raise FabricError(error.errno, f"{place.path} cannot be made: {error.strerror}") from error
+        self.place = place
+        self.application_id = place.application_id
+        self.account = place.account
+        self.fabric = Fabric(place.path)
         try:
             self.share(shared)
         except FabricError:
@@ -76,7 +80,7 @@ class Application:
         """Sessions that an earlier node left: those whose process lives are waited for, the others are gone."""
         for slot in self.fabric.living():
             process = self._processes.find(slot.pid, slot.start_time)
-            session = Session(self.application_id, slot, process or Process(slot.pid, slot.start_time, -1), self._descriptors,
+            session = Session(self, slot, process or Process(slot.pid, slot.start_time, -1), self._descriptors,
                               carried_over=True)
             session.name = self.fabric.name(slot.slot)
             self._enter(session)
@@ -108,7 +112,7 @@ class Application:
         self._abandoned_after_s = min(2 * self._abandoned_after_s, ABANDONED_EVERY_S)
         self._loop.call_later(self._abandoned_after_s, self._end_abandoned)
 
-    def attach(self, connection: Connection, process: Process, hello: Hello) -> tuple[Session, bool]:
+    def attach(self, connection: Connection, process: Process, hello: Hello, user: User | None) -> tuple[Session, bool]:
         """The session of this HELLO, and whether it is the one it was before. FabricError when there is no place."""
         session = self._by_identity.get(hello.identity)
         if session is not None and (session.process is not process or session.uid != connection.uid):
@@ -124,6 +128,7 @@ class Application:
             session = self._claim(process, connection.uid, hello)
         self.fabric.speaks(session.slot, hello.version_min, hello.version_max)
         session.name = hello.name
+        session.user = user
         session.attach(connection)
         return session, reattached
 
@@ -138,7 +143,7 @@ class Application:
             slot = self.fabric.claim(hello.identity, process.pid, process.start_time, uid)
         else:
             slot = self._claim_other(process, uid, hello)
-        session = Session(self.application_id, slot, process, self._descriptors)
+        session = Session(self, slot, process, self._descriptors)
         self._enter(session)
         return session
 
@@ -208,6 +213,11 @@ class Application:
         session.consumers = set()
 
     # --- between sessions -------------------------------------------------------------------------------------------
+
+    def known(self, identity: tuple[int, int], process: Process, uid: int) -> Session | None:
+        """The living session of this identity, if it is that process's."""
+        session = self._by_identity.get(identity)
+        return session if session is not None and session.process is process and session.uid == uid else None
 
     def find(self, slot: int, generation: int) -> Session | None:
         """The living session in this place."""

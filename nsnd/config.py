@@ -6,7 +6,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from nsnd.credentials import Authentication
 
 LOG_LEVELS = ("error", "warn", "info", "debug", "trace")
 DEFAULT_PORT = 4222
@@ -25,7 +28,8 @@ class ConfigError(Exception):
 
 class Config(NamedTuple):
     """What nsnd.cfg says. `port` and `addr`: where the node listens from its start. `max_payload`: bytes. `users`: whose
-    programs may use the node, by user ID, besides those of its own user."""
+    programs may use the node, by user ID, besides those of its own user. `auth`: who may attach, by application ID; everybody
+    where there is nothing."""
 
     path: str | None = None
     port: int = DEFAULT_PORT
@@ -33,6 +37,7 @@ class Config(NamedTuple):
     max_payload: int = MAX_PAYLOAD_DEFAULT
     log_level: str = "info"
     users: frozenset[int] = frozenset()
+    auth: Mapping[int, Authentication] = MappingProxyType({})
     peers: Mapping[str, Mapping[str, object]] = MappingProxyType({})
     plugins: Mapping[str, Mapping[str, object]] = MappingProxyType({})
     warnings: tuple[str, ...] = ()
@@ -171,7 +176,7 @@ def load_config(path: Path | None) -> Config:
         return Config()
     document = _read(path)
     warnings: list[str] = []
-    _check_sections(path, document, ("global", "access", "rest", *GROUPS))
+    _check_sections(path, document, ("global", "access", "auth", "rest", *GROUPS))
     values = _section(path, document, "global", GLOBAL, warnings)
     access = _section(path, document, "access", ACCESS, warnings)
     _section(path, document, "rest", REST_KEYS, warnings)
@@ -183,6 +188,7 @@ def load_config(path: Path | None) -> Config:
         max_payload=int(values.get("max_payload", MAX_PAYLOAD_DEFAULT)),
         log_level=str(values.get("log_level", "info")),
         users=_user_ids(path, access.get("users", [])),
+        auth=_auth(path, document.get("auth", {}), warnings),
         peers=groups["peers"],
         plugins=groups["plugins"],
         warnings=tuple(warnings),
@@ -202,6 +208,24 @@ def _user_ids(path: Path, users: list[str | int]) -> frozenset[int]:
             raise ConfigError(f"{path}: access.users: there is no user {user!r} on this host; allowed are names of users that "
                               f"there are, and user IDs") from error
     return frozenset(ids)
+
+
+def _auth(path: Path, sections: dict[str, Any], warnings: list[str]) -> dict[int, Authentication]:
+    if not sections:
+        return {}
+    from nsnd.auth_config import AuthError, authentication  # not needed by most nodes
+
+    auth: dict[int, Authentication] = {}
+    for name, values in sections.items():
+        if not name.isascii() or not name.isdecimal() or str(int(name)) != name or not 1 <= int(name) <= 65535:
+            raise ConfigError(f"{path}: auth: has sections [auth.N] alone, one for each application ID N, 1 to 65535")
+        try:
+            auth[int(name)] = authentication(f"auth.{name}", values)
+        except AuthError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    if path.stat().st_mode & 0o077:
+        warnings.append(f"{path} has secrets in it, and other users may read or write it: chmod 600 {path}")
+    return auth
 
 
 def load_app_config(path: Path) -> AppConfig:
@@ -262,7 +286,7 @@ def _group(path: Path, document: dict[str, Any], name: str, warnings: list[str])
 
 
 def _sections(known: tuple[str, ...]) -> str:
-    return ", ".join(f"[{name}.*]" if name in GROUPS else f"[{name}]" for name in known)
+    return ", ".join(f"[{name}.*]" if name in (*GROUPS, "auth") else f"[{name}]" for name in known)
 
 
 def _guess(name: str, known: Mapping[str, Key] | tuple[str, ...]) -> str:

@@ -15,6 +15,7 @@ from nsnd.loop import Loop
 from nsnd.protocol import INTEREST_DONE, MAGIC, PACKET_MAX, VERSION_MAX, PacketType
 
 if TYPE_CHECKING:
+    from nsnd.protocol import Hello
     from nsnd.sessions import Session
 
 OUT_MAX = 1024  # packets that wait for a peer that does not read; above, nothing more is read from it
@@ -47,11 +48,22 @@ class Receiver(Protocol):
         """Something that cannot happen did: the connection is to be given up, the others are not."""
 
 
+class Login:
+    """A session that says who it is, and has not been let in yet."""
+
+    __slots__ = ("answered", "hello", "nonce")
+
+    def __init__(self, hello: Hello, nonce: str) -> None:
+        self.hello = hello
+        self.nonce = nonce
+        self.answered = False
+
+
 class Connection:
     """`pid`, `uid`: of the peer, from the kernel. `version`: of the protocol, known from its HELLO on."""
 
-    __slots__ = ("_buffer", "_done", "_events", "_loop", "_out", "_receiver", "closed", "pid", "session", "sock", "uid",
-                 "version")
+    __slots__ = ("_buffer", "_done", "_events", "_loop", "_out", "_receiver", "closed", "login", "pid", "session", "sock",
+                 "uid", "version")
 
     def __init__(self, loop: Loop, sock: socket.socket, receiver: Receiver, buffer: memoryview) -> None:
         self._loop = loop
@@ -63,6 +75,7 @@ class Connection:
         self.sock = sock
         self.pid, self.uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         self.version = VERSION_MAX
+        self.login: Login | None = None
         self.session: Session | None = None
         self.closed = False
         loop.add(sock.fileno(), self._events, self._ready)

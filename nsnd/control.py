@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nsnd import __version__
-from nsnd.connections import Connection, close_elsewhere, is_memory, receive_buffer
+from nsnd.connections import Connection, Login, close_elsewhere, is_memory, receive_buffer
+from nsnd.credentials import VIOLATION, Answer, User, answer_from
 from nsnd.fabric import FabricError
 from nsnd.processes import Process
 from nsnd.protocol import (
+    CREDENTIALS,
     HELLO,
     INTEREST,
     INTEREST_DONE,
@@ -27,18 +29,23 @@ from nsnd.protocol import (
     SEGMENT,
     VERSION_MAX,
     VERSION_MIN,
+    Hello,
     PacketType,
     ProtocolError,
     Welcome,
+    pack_challenge,
     pack_refused,
     pack_status_answer,
     pack_welcome,
+    unpack_credentials,
     unpack_hello,
 )
 from nsnd.runtime import SOCKET_PATH_MAX
 from nsnd.sessions import Session
+from nsnd.verifier import Verifier
 
 if TYPE_CHECKING:
+    from nsnd.relays import Relays
     from nsnd.server import Node
 
 ACCEPT_BURST = 64
@@ -67,6 +74,8 @@ class Control:
         self._log = node.log
         self.path = path
         self._buffer = receive_buffer()
+        self._verifier = Verifier(node.loop)
+        self._relays: Relays | None = None
         self._strangers: dict[Connection, None] = {}
         self._others: dict[int, int] = {}  # connections of each user that is not nsnd's
         self._attached: set[Connection] = set()
@@ -77,12 +86,13 @@ class Control:
         # type -> what deals with it, bytes of the packet, whether it may be longer, descriptors, whether only in a session
         self._handlers: dict[int, tuple[Handler, int, bool, int, bool]] = {
             PacketType.HELLO: (self._hello, HELLO.size, True, 0, False),
+            PacketType.CREDENTIALS: (self._credentials, CREDENTIALS.size, True, 0, False),
             PacketType.INTEREST: (self._interest, INTEREST.size, True, 0, True),
             PacketType.LINK: (self._link, LINK.size, False, 1, True),
             PacketType.SEGMENT: (self._segment, SEGMENT.size, False, 1, True),
             PacketType.TAKEN: (self._taken, PACKET.size, False, 0, True),
             PacketType.PING: (self._ping, PING.size, False, 0, False),
-            PacketType.GOODBYE: (self._goodbye, PACKET.size, False, 0, True),
+            PacketType.GOODBYE: (self._goodbye, PACKET.size, False, 0, False),
             PacketType.STATUS: (self._status, PACKET.size, False, 0, False),
             PacketType.OPEN: (self._open, OPEN.size, False, 0, False),
         }
@@ -173,8 +183,9 @@ class Control:
         session = connection.session
         if session is not None:
             session.detach()
-            self._node.applications[session.application_id].look_for_abandoned()
-            self._log.debug("session detached", application=session.application_id, slot=session.slot, pid=session.process.pid)
+            session.application.look_for_abandoned()
+            self._log.debug("session detached", application=session.application.application_id, slot=session.slot,
+                            pid=session.process.pid)
         self._drop(connection)
 
     def failed(self, connection: Connection, error: Exception) -> None:
@@ -252,7 +263,7 @@ class Control:
         return handler
 
     def _hello(self, connection: Connection, packet: memoryview, fds: list[int]) -> None:
-        if connection.session is not None:
+        if connection.session is not None or connection.login is not None:
             raise ProtocolError(errno.EPROTO, "HELLO came twice on one connection")
         hello = unpack_hello(packet)
         if hello.version_min > VERSION_MAX or hello.version_max < VERSION_MIN:
@@ -260,13 +271,125 @@ class Control:
                                 f"nsnd {__version__} speaks versions {VERSION_MIN} to {VERSION_MAX} of the control protocol, "
                                 f"this session {hello.version_min} to {hello.version_max}: {_way_out(hello.version_min)}")
         connection.version = min(hello.version_max, VERSION_MAX)
+        relayed = self._relays.claim(hello.name) if self._relays is not None and connection.pid == os.getpid() else None
+        if relayed is not None:
+            known = self._node.config.auth.get(hello.application_id)
+            if known is None or known.namesake(relayed.user) != relayed.user:  # the configuration was reread meanwhile
+                raise ProtocolError(errno.EKEYREJECTED, VIOLATION)
+            session = self._let_in(connection, hello._replace(name=relayed.name), relayed.user)
+            if session is not None:
+                session.relayed = relayed
+            return
+        authentication = self._node.config.auth.get(hello.application_id)
+        if authentication is None:
+            self._let_in(connection, hello, None)
+            return
+        if not hello.answers:
+            raise ProtocolError(errno.EACCES, f"application ID {hello.application_id} asks for credentials, which neither "
+                                f"INSANE's primitives nor older versions of insane_nats give: connect by nats.connect() of "
+                                f"insane_nats {__version__}, or use an application ID that is in no [auth.*] of nsnd.cfg")
+        connection.login = Login(hello, authentication.nonce())
+        connection.send(pack_challenge(connection.version, connection.login.nonce))
+
+    def _credentials(self, connection: Connection, packet: memoryview, fds: list[int]) -> None:
+        login = connection.login
+        if login is None or login.answered:
+            raise ProtocolError(errno.EPROTO, "CREDENTIALS came, and nobody had asked for them")
+        login.answered = True
+        try:
+            answer = answer_from(unpack_credentials(packet))
+        except ValueError as error:
+            raise ProtocolError(errno.EPROTO, f"CREDENTIALS cannot be read: {error}") from None
+        self._verify(connection, login, answer)
+
+    def _verify(self, connection: Connection, login: Login, answer: Answer) -> None:
+        """By what nsnd.cfg says when it is done: that may be reread meanwhile."""
+        application_id = login.hello.application_id
+        authentication = self._node.config.auth.get(application_id)
+        if authentication is None:
+            self._logged_in(connection, login, None)
+            return
+
+        def done(user: User | None) -> None:
+            if connection.closed:
+                return
+            if self._node.config.auth.get(application_id) is not authentication:
+                self._verify(connection, login, answer)
+            elif user is None:
+                self._turn_away(connection, login)
+            else:
+                self._logged_in(connection, login, user)
+
+        if authentication.slow:
+            self._verifier.check(connection.uid, lambda: authentication.find(answer, login.nonce), done)
+        else:
+            done(authentication.find(answer, login.nonce))
+
+    def _turn_away(self, connection: Connection, login: Login) -> None:
+        """Who comes back and is not let in again has ended: nobody is to hear it, or be heard by it, any more."""
+        session = self._before(connection, login)
+        if session is not None:
+            self._node.end_session(session, "its credentials are not known any more")
+        self._refuse(connection, errno.EKEYREJECTED, VIOLATION)
+
+    def _before(self, connection: Connection, login: Login) -> Session | None:
+        process = self._process(connection)
+        return None if process is None else self._node.find_session(login.hello, process, connection.uid)
+
+    def _logged_in(self, connection: Connection, login: Login, user: User | None) -> None:
+        """Not always within a packet's handling, so what is wrong is said here."""
+        try:
+            if user is not None and (user.permissions is not None or login.hello.relay):
+                self._relay(connection, login, user)
+            else:
+                self._let_in(connection, login.hello, user)
+        except ProtocolError as error:
+            self._refuse(connection, error.errno, str(error))
+
+    def _relay(self, connection: Connection, login: Login, user: User) -> None:
+        """Its user may not do everything, or might not before: it gets no part in the fabric, but a relay's other end."""
+        hello = login.hello
+        if hello.generation:
+            session = self._before(connection, login)
+            if session is not None:
+                self._node.end_session(session, "its user has permissions now")
+            raise ProtocolError(errno.EACCES, "its user has permissions now, and had none when it connected: connect anew")
+        if self._relays is None:
+            from nsnd.relays import Relays  # most nodes need none
+
+            self._relays = Relays(str(self.path))
+        from nsnd.relays import Relayed
+
+        relayed = Relayed(user, hello.name, connection.pid, connection.uid)
+        info, lame_duck = self._node.relay_info(hello.application_id)
+        with self._relays.start(relayed, hello.application_id, self._node.config.max_payload, info, lame_duck) as end:
+            connection.send(PACKET.pack(MAGIC, PacketType.RELAYED, connection.version), end.fileno())
+        self._log.debug("client relayed", application=hello.application_id, pid=connection.pid, name=hello.name)
+
+    def permit(self, session: Session, user: User) -> None:
+        """A relay's session goes on with what its user may do by now. Whatever it is told, it wakes."""
+        if session.relayed is not None and self._relays is not None and session.connection is not None:
+            self._relays.permit(session.relayed, user.permissions)
+            session.connection.send(PING.pack(MAGIC, PacketType.PONG, session.connection.version, 0))
+
+    def revoke(self, session: Session) -> None:
+        """Its user is not known any more."""
+        if session.connection is not None:
+            self._refuse(session.connection, errno.EKEYREJECTED, VIOLATION)
+        else:
+            self._node.end_session(session, "its credentials are not known any more")
+
+    def _let_in(self, connection: Connection, hello: Hello, user: User | None) -> Session | None:
+        """None when its process has gone."""
+        connection.login = None
         process = self._process(connection)
         if process is None:
             self._drop(connection)
-            return
+            return None
         try:
-            application = self._node.open_application(hello.application_id)
-            session, reattached = application.attach(connection, process, hello)
+            application = self._node.application_of(hello.application_id, user)
+            self._node.leave_others(hello, process, connection.uid, application)
+            session, reattached = application.attach(connection, process, hello, user)
         except FabricError as error:
             raise ProtocolError(error.errno or errno.EIO, f"application ID {hello.application_id}: {error.strerror}") from error
         self._strangers.pop(connection, None)
@@ -277,6 +400,7 @@ class Control:
         session.resume()
         self._log.debug("session reattached" if reattached else "session attached", application=hello.application_id,
                        slot=session.slot, generation=session.generation, pid=connection.pid, name=hello.name)
+        return session
 
     def _process(self, connection: Connection) -> Process | None:
         if connection.pid <= 0:
@@ -289,8 +413,7 @@ class Control:
         _, _, _, sequence, count, length = INTEREST.unpack_from(packet)
         if length != len(packet) - INTEREST.size:
             raise ProtocolError(errno.EPROTO, f"INTEREST says {length} bytes, and {len(packet) - INTEREST.size} came")
-        application = self._node.applications[session.application_id]
-        error, failed = application.interest(session, sequence, count, packet[INTEREST.size :])
+        error, failed = session.application.interest(session, sequence, count, packet[INTEREST.size :])
         if not error:
             connection.interest_done(session.settled)
             return
@@ -299,7 +422,7 @@ class Control:
 
     def serve(self, connection: Connection) -> None:
         session = _session(connection)
-        if self._node.applications[session.application_id].serve(session, connection.sock.fileno()):
+        if session.application.serve(session, connection.sock.fileno()):
             connection.interest_done(session.settled)
 
     def _link(self, connection: Connection, packet: memoryview, fds: list[int]) -> None:
@@ -329,7 +452,7 @@ class Control:
         return session
 
     def _consumer(self, session: Session, slot: int, generation: int) -> Session | None:
-        consumer = self._node.applications[session.application_id].find(slot, generation)
+        consumer = session.application.find(slot, generation)
         if consumer is None:
             session.peer_gone(slot, generation)
         return consumer
@@ -343,10 +466,16 @@ class Control:
         connection.send(PING.pack(MAGIC, PacketType.PONG, connection.version, token))
 
     def _goodbye(self, connection: Connection, packet: memoryview, fds: list[int]) -> None:
-        session = _session(connection)
+        session = connection.session
+        if connection.login is not None:  # to leave needs no credentials
+            session = self._before(connection, connection.login)
+        elif session is None:
+            raise ProtocolError(errno.EPROTO, "GOODBYE came before HELLO")
         self._drop(connection)
-        session.detach()
-        self._node.end_session(session, "it said goodbye")
+        if session is not None:
+            if session.connection is connection:
+                session.detach()
+            self._node.end_session(session, "it said goodbye")
 
     def _status(self, connection: Connection, packet: memoryview, fds: list[int]) -> None:
         from nsnd.status import document  # not on the way to a quick start

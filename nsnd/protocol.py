@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from enum import IntEnum
 from typing import NamedTuple
@@ -12,6 +13,8 @@ VERSION_MIN = max(1, VERSION_MAX - 1)  # the previous one too, so that nsnd and 
 PACKET_MAX = 32768
 NO_SLOT = 0xFFFFFFFF
 INTEREST_ADD = 1
+HELLO_ANSWERS = 1
+HELLO_RELAY = 2
 
 
 class PacketType(IntEnum):
@@ -33,6 +36,9 @@ class PacketType(IntEnum):
     STATUS = 14
     OPEN = 15
     OPENED = 16
+    CHALLENGE = 17
+    CREDENTIALS = 18
+    RELAYED = 19
 
 
 PACKET = struct.Struct("<IHH")
@@ -48,6 +54,8 @@ PEER_GONE = struct.Struct("<IHHII")
 PING = struct.Struct("<IHHQ")
 STATUS = struct.Struct("<IHHII")
 OPEN = struct.Struct("<IHHII")
+CHALLENGE = struct.Struct("<IHH64s")
+CREDENTIALS = struct.Struct("<IHHII")
 
 STATUS_PART_MAX = PACKET_MAX - STATUS.size
 
@@ -72,6 +80,8 @@ class Hello(NamedTuple):
     acknowledged: int
     name: str
     segment: int = -1
+    answers: bool = False
+    relay: bool = False
 
 
 class Welcome(NamedTuple):
@@ -107,9 +117,9 @@ def text_bytes(text: str, size: int) -> bytes:
 def unpack_hello(raw: bytes | memoryview) -> Hello:
     """From a whole packet. A later version's HELLO may be longer, this version's is the front of it."""
     fields = HELLO.unpack_from(raw)
-    _, _, version, application_id, version_min, identity0, identity1, slot, generation, acknowledged, name, segment, _ = fields
-    return Hello(version, application_id, version_min, (identity0, identity1), slot, generation, acknowledged,
-                 text_field(name), segment)
+    _, _, version, application_id, version_min, *identity, slot, generation, acknowledged, name, segment, flags = fields
+    return Hello(version, application_id, version_min, (identity[0], identity[1]), slot, generation, acknowledged,
+                 text_field(name), segment, bool(flags & HELLO_ANSWERS), bool(flags & HELLO_RELAY))
 
 
 def fitting(batch: memoryview, count: int, room: int) -> tuple[int, int]:
@@ -131,7 +141,8 @@ def fitting(batch: memoryview, count: int, room: int) -> tuple[int, int]:
 def pack_hello(hello: Hello) -> bytes:
     """For clients in Python."""
     return HELLO.pack(MAGIC, PacketType.HELLO, hello.version_max, hello.application_id, hello.version_min, *hello.identity,
-                      hello.slot, hello.generation, hello.acknowledged, text_bytes(hello.name, 128), hello.segment, 0)
+                      hello.slot, hello.generation, hello.acknowledged, text_bytes(hello.name, 128), hello.segment,
+                      HELLO_ANSWERS * hello.answers | HELLO_RELAY * hello.relay)
 
 
 def pack_welcome(version: int, welcome: Welcome) -> bytes:
@@ -157,6 +168,29 @@ def unpack_refused(raw: bytes | memoryview) -> Refused:
     """For clients in Python."""
     _, _, _, errno, _, text = REFUSED.unpack(raw)
     return Refused(errno, text_field(text))
+
+
+def pack_challenge(version: int, nonce: str) -> bytes:
+    """`nonce`: empty where nobody can sign it."""
+    return CHALLENGE.pack(MAGIC, PacketType.CHALLENGE, version, nonce.encode())
+
+
+def unpack_challenge(raw: bytes | memoryview) -> str:
+    """The nonce. For clients in Python."""
+    return text_field(CHALLENGE.unpack(raw)[3])
+
+
+def pack_credentials(document: bytes) -> bytes:
+    """For clients in Python. `document`: the JSON of a CONNECT."""
+    return CREDENTIALS.pack(MAGIC, PacketType.CREDENTIALS, VERSION_MAX, len(document), 0) + document
+
+
+def unpack_credentials(raw: bytes | memoryview) -> bytes:
+    """The JSON. ProtocolError."""
+    length = CREDENTIALS.unpack_from(raw)[3]
+    if length != len(raw) - CREDENTIALS.size:
+        raise ProtocolError(errno.EPROTO, f"CREDENTIALS says {length} bytes, and {len(raw) - CREDENTIALS.size} came")
+    return bytes(raw[CREDENTIALS.size :])
 
 
 def pack_status_answer(version: int, document: bytes) -> list[bytes]:

@@ -5,6 +5,8 @@
     lock              taken by whoever decides whether a node is to be started, or to end
     nsnd.log, .log.1  log of a node that was started by itself
     <number>/         files of one application ID
+    <number>-<token>/ files of one account of it, whose name is in the file `account` there. Who may pass through the runtime
+                      directory finds only those whose token nsnd has told it
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
+import secrets
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -24,7 +28,9 @@ BY_HAND = "hand"
 BY_AUTOSTART = "autostart"
 SOCKET_PATH_MAX = 107
 DIRECTORY_CLOSED, DIRECTORY_SHARED = 0o700, 0o711
+ACCOUNT = "account"
 RECORD_SIZE = 16384
+PLACE = re.compile(r"(\d+)(-[0-9a-f]{32})?")
 
 
 class RuntimeDirectoryError(Exception):
@@ -52,6 +58,14 @@ def default_directory(environment: Mapping[str, str]) -> Path:
 def boot_id() -> str:
     """Changes with every boot of the kernel: state of an earlier boot says nothing of processes that live now."""
     return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+
+
+class Place(NamedTuple):
+    """Where files of an application ID are. `account`: None for the sessions of one that has no users."""
+
+    application_id: int
+    account: str | None
+    path: Path
 
 
 class RuntimeDirectory:
@@ -99,20 +113,40 @@ class RuntimeDirectory:
     def log(self) -> Path:
         return self.path / "nsnd.log"
 
-    def application(self, application_id: int) -> Path:
-        return self.path / str(application_id)
+    def application(self, application_id: int) -> Place:
+        """For sessions of an application ID that has no users."""
+        return Place(application_id, None, self.path / str(application_id))
 
-    def applications(self) -> list[int]:
-        """Application IDs whose files are there."""
+    def new_account(self, application_id: int, account: str) -> Place:
+        """For those of an account: a directory of its own, which is there. OSError."""
+        path = self.path / f"{application_id}-{secrets.token_hex(16)}"
+        path.mkdir(mode=DIRECTORY_CLOSED)
+        fd = os.open(path / ACCOUNT, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(account)
+        return Place(application_id, account, path)
+
+    def places(self) -> list[Place]:
+        """All whose files are there, those of no account first. What a node that was killed had only begun is removed."""
         if not self.path.exists():
             return []
-        return sorted(int(entry.name) for entry in self.path.iterdir() if entry.name.isdecimal() and entry.is_dir())
+        places = []
+        for entry in self.path.iterdir():
+            match = PLACE.fullmatch(entry.name)
+            if match is None or not entry.is_dir():
+                continue
+            place = Place(int(match[1]), _account(entry) if match[2] else None, entry)
+            if place.account == "":
+                self.remove_place(place)
+            else:
+                places.append(place)
+        return sorted(places, key=lambda place: (place.application_id, place.account is not None, place.path))
 
-    def remove_application(self, application_id: int) -> None:
+    def remove_place(self, place: Place) -> None:
         from shutil import rmtree  # not on the way to a quick start
 
         with suppress(FileNotFoundError):  # somebody removed it already
-            rmtree(self.application(application_id))
+            rmtree(place.path)
 
     # --- who decides about start and end ----------------------------------------------------------------------------
 
@@ -185,8 +219,8 @@ class RuntimeDirectory:
         this_boot = boot_id()
         if before is None or before.boot_id != this_boot:
             before = None
-            for application_id in self.applications():
-                self.remove_application(application_id)
+            for place in self.places():
+                self.remove_place(place)
         record = NodeRecord(os.getpid(), this_boot, before.node_id if before else node_id, before.starts + 1 if before else 0,
                             started_by, config, str(socket), version)
         # One write of one size: whenever this process is killed, one record or the other is there as a whole.
@@ -201,9 +235,9 @@ class RuntimeDirectory:
         assert self._node_fd is not None
         self.socket.unlink(missing_ok=True)
         if not sessions:
-            for application_id in self.applications():
+            for place in self.places():
                 with suppress(OSError):  # the node has said so
-                    self.remove_application(application_id)
+                    self.remove_place(place)
             for name in ("nsnd.log.1", "nsnd.log", "node"):
                 (self.path / name).unlink(missing_ok=True)
             if self.path.exists():
@@ -211,3 +245,11 @@ class RuntimeDirectory:
                     (self.path / "lock").unlink(missing_ok=True)
         os.close(self._node_fd)
         self._node_fd = None
+
+
+def _account(directory: Path) -> str:
+    """Empty when it was not written."""
+    try:
+        return (directory / ACCOUNT).read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""

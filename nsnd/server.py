@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -17,12 +18,13 @@ from nsnd.applications import Application
 from nsnd.arbiter import LOOPBACK, Arbiter
 from nsnd.config import Config, ConfigError
 from nsnd.control import Control, ControlError
+from nsnd.credentials import User
 from nsnd.fabric import FabricError
 from nsnd.logs import Log
 from nsnd.loop import Loop, Timer
 from nsnd.processes import Process, Processes
-from nsnd.protocol import VERSION_MAX, VERSION_MIN, ProtocolError
-from nsnd.runtime import BY_AUTOSTART, RuntimeDirectory
+from nsnd.protocol import VERSION_MAX, VERSION_MIN, Hello, ProtocolError
+from nsnd.runtime import BY_AUTOSTART, Place, RuntimeDirectory
 from nsnd.sessions import Descriptors, Session
 
 NATS_VERSION = "2.15.1"  # what INFO says: the server whose behaviour this is meant to be
@@ -66,6 +68,7 @@ class Node:
         self.loop = Loop()
         self.processes = Processes(self.loop, self._process_died)
         self.applications: dict[int, Application] = {}
+        self.accounts: dict[tuple[int, str], Application] = {}  # those that have been used, of those that have users
         self._idle: dict[int, Timer] = {}
         self._clients = 0
         self._listening = False
@@ -87,23 +90,33 @@ class Node:
     # --- applications -----------------------------------------------------------------------------------------------
 
     def _take_over(self) -> None:
-        for application_id in self.runtime.applications():
+        for place in self.runtime.places():
             try:
-                application = self._add(application_id)
+                application = self._take_over_place(place)
             except FabricError as error:
-                self.log.error("files of an application ID cannot be taken over", application=application_id,
-                               directory=self.runtime.application(application_id), error=error.strerror)
+                self.log.error("files of an application ID cannot be taken over", application=place.application_id,
+                               directory=place.path, error=error.strerror)
                 continue
-            application.take_over()
-            if not application:
+            if application:
+                self.log.info("sessions taken over", application=place.application_id, sessions=len(application))
+        for application_id, application in list(self.applications.items()):
+            if not self._is_used(application_id):
                 self._remove(application)
-                continue
-            self.log.info("sessions taken over", application=application_id, sessions=len(application))
-            if application_id != self.config.port:
+            elif application_id != self.config.port:
                 try:
                     self.arbiter.open(application_id, self.config.addr)
                 except OSError as error:
                     self.log.warn("port of sessions that live cannot be bound", port=application_id, error=error.strerror)
+
+    def _take_over_place(self, place: Place) -> Application:
+        if place.application_id not in self.applications:  # an account is always one of these
+            self.applications[place.application_id] = self._make(self.runtime.application(place.application_id))
+        if place.account is None:
+            application = self.applications[place.application_id]
+        else:
+            application = self.accounts[place.application_id, place.account] = self._make(place)
+        application.take_over()
+        return application
 
     def _open_own_port(self) -> None:
         try:
@@ -120,10 +133,11 @@ class Node:
         application = self.applications.get(application_id)
         if application is None:
             try:
-                application = self._add(application_id)
+                application = self._make(self.runtime.application(application_id))
             except FabricError:
                 self.arbiter.close(application_id)
                 raise
+            self.applications[application_id] = application
         self._visited(application_id)
         return application
 
@@ -138,23 +152,51 @@ class Node:
                                                       f"end that one, or choose another port") from error
             raise ProtocolError(error.errno or errno.EIO, f"port {application_id} cannot be bound: {error.strerror}") from error
 
-    def _add(self, application_id: int) -> Application:
-        application = Application(application_id, self.runtime.application(application_id), self.loop, self.processes,
-                                  self.descriptors, self.log, self._sessions_changed, shared=bool(self.config.users))
-        self.applications[application_id] = application
-        return application
+    def application_of(self, application_id: int, user: User | None) -> Application:
+        """Where that user's sessions meet. ProtocolError, FabricError as open_application()."""
+        application = self.open_application(application_id)
+        if user is None:
+            return application
+        account = self.accounts.get((application_id, user.account))
+        if account is None:
+            try:
+                place = self.runtime.new_account(application_id, user.account)
+            except OSError as error:
+                raise FabricError(error.errno, f"a directory for an account cannot be made: {error.strerror}") from error
+            account = self.accounts[application_id, user.account] = self._make(place)
+        return account
+
+    def everywhere(self) -> list[Application]:
+        """By application ID, the sessions of no account first."""
+        return [one for application_id in sorted(self.applications) for one in self._all_of(application_id)]
+
+    def _all_of(self, application_id: int) -> list[Application]:
+        accounts = [one for (number, _), one in sorted(self.accounts.items()) if number == application_id]
+        return [self.applications[application_id], *accounts] if application_id in self.applications else []
+
+    def _is_used(self, application_id: int) -> bool:
+        return any(len(one) for one in self._all_of(application_id))
+
+    def _make(self, place: Place) -> Application:
+        return Application(place, self.loop, self.processes, self.descriptors, self.log, self._sessions_changed,
+                           shared=bool(self.config.users))
 
     def _remove(self, application: Application) -> None:
-        del self.applications[application.application_id]
-        timer = self._idle.pop(application.application_id, None)
+        """An application ID, with its accounts."""
+        application_id = application.application_id
+        timer = self._idle.pop(application_id, None)
         if timer is not None:
             timer.cancel()
-        self.arbiter.close(application.application_id)
-        application.close()
-        try:
-            self.runtime.remove_application(application.application_id)
-        except OSError as error:
-            self.log.warn("files of an application ID were not removed", application=application.application_id, error=error)
+        self.arbiter.close(application_id)
+        for one in self._all_of(application_id):
+            one.close()
+            try:
+                self.runtime.remove_place(one.place)
+            except OSError as error:
+                self.log.warn("files of an application ID were not removed", application=application_id, error=error)
+            if one.account is not None:
+                del self.accounts[application_id, one.account]
+        del self.applications[application_id]
 
     # --- sessions ---------------------------------------------------------------------------------------------------
 
@@ -164,9 +206,18 @@ class Node:
         return (self.record.starts << 32) + self._clients
 
     def end_session(self, session: Session, why: str) -> None:
-        application = self.applications.get(session.application_id)
-        if application is not None:
-            application.end(session, why)
+        session.application.end(session, why)
+
+    def find_session(self, hello: Hello, process: Process, uid: int) -> Session | None:
+        """That process's living session of this HELLO's identity, in whichever account."""
+        found = (one.known(hello.identity, process, uid) for one in self._all_of(hello.application_id))
+        return next((session for session in found if session is not None), None)
+
+    def leave_others(self, hello: Hello, process: Process, uid: int, application: Application) -> None:
+        """A session that was in another account is no more."""
+        session = self.find_session(hello, process, uid)
+        if session is not None and session.application is not application:
+            self.end_session(session, "it has changed its account")
 
     def _process_died(self, process: Process) -> None:
         """What its sessions had sent before counts, whoever else holds the sockets open; then they end."""
@@ -186,7 +237,7 @@ class Node:
         if timer is not None:
             timer.cancel()
         application = self.applications.get(application_id)
-        if application is not None and not application and not self._stays(application_id):
+        if application is not None and not self._is_used(application_id) and not self._stays(application_id):
             self._idle[application_id] = self.loop.call_later(self.options.linger_s, lambda: self._end_idle(application))
 
     def _stays(self, application_id: int) -> bool:
@@ -235,7 +286,7 @@ class Node:
     def _end_when_taken(self) -> None:
         if not self._listening:
             return
-        sessions = (session for application in self.applications.values() for session in application.sessions)
+        sessions = (session for application in self.everywhere() for session in application.sessions)
         if monotonic() < self._ends_at and any(session.holds_the_last() for session in sessions):
             self.loop.call_later(LAST_TAKEN_POLL_S, self._end_when_taken)
             return
@@ -244,15 +295,20 @@ class Node:
         self.loop.stop()
 
     def _leave(self, *, deciding: bool) -> None:
-        """Everything is let go of; where sessions live, their files stay for the next node."""
+        """Everything is let go of; where sessions live, their files stay for the next node. Relays end with this one."""
+        for application in self.everywhere():
+            for session in application.sessions:
+                if session.relayed is not None:
+                    application.end(session, "the node ends")
         if self._listening:
             self.control.close()
         self.arbiter.close_all()
         sessions = 0
-        for application in list(self.applications.values()):
-            if application:
-                sessions += len(application)
-                application.close()
+        for application_id, application in list(self.applications.items()):
+            if self._is_used(application_id):
+                for one in self._all_of(application_id):
+                    sessions += len(one)
+                    one.close()
             else:
                 self._remove(application)
         self.runtime.leave(sessions=bool(sessions), deciding=deciding)
@@ -280,6 +336,7 @@ class Node:
         self.config = config._replace(port=self.config.port, addr=self.config.addr)
         self.log.set_level(config.log_level)
         self._share()
+        self._authorize()
         self.log.info("configuration reread", config=config.path or "none", max_payload=config.max_payload,
                       log_level=config.log_level)
 
@@ -295,21 +352,54 @@ class Node:
         try:
             self._share_directory()
             self.control.share(bool(self.config.users))
-            for application in self.applications.values():
+            for application in self.everywhere():
                 application.share(bool(self.config.users))
         except (ControlError, OSError) as error:
             self.log.error("who may use this node cannot be changed", error=error)
-        for application in self.applications.values():
+        for application in self.everywhere():
             for session in application.sessions:
-                if session.other and session.uid not in self.config.users:
+                uid = session.uid if session.relayed is None else session.relayed.uid
+                if uid != os.getuid() and uid not in self.config.users:
                     application.end(session, "its user may not use this node any more")
+
+    def _authorize(self) -> None:
+        """After a change of who may attach, as a NATS server does it: who has other credentials now is told so, and goes; who
+        is not there any more, or in another account, is only disconnected, and comes back to hear more. A session that this
+        nsnd does not know yet, since it was started anew, is asked when it comes back."""
+        for application in self.everywhere():
+            authentication = self.config.auth.get(application.application_id)
+            for session in application.sessions:
+                if authentication is None:
+                    if application.account is not None:
+                        application.end(session, "its application ID has no users any more")
+                elif session.user is None:
+                    if application.account is None:
+                        self.control.revoke(session)
+                else:
+                    user = authentication.namesake(session.user)
+                    if user is None or user.account != application.account:
+                        application.end(session, "its user is no more, or in another account")
+                    elif user.secret != session.user.secret:
+                        self.control.revoke(session)
+                    elif session.relayed is None and user.permissions is not None:
+                        application.end(session, "its user has permissions now")
+                    else:
+                        if user.permissions != session.user.permissions:
+                            self.control.permit(session, user)
+                        session.user = user
+
+    def relay_info(self, application_id: int) -> tuple[str, str]:
+        """What a relay says in its first INFO, and as a lame duck."""
+        info = self._info(application_id, LOOPBACK, LOOPBACK)
+        return json.dumps(info), json.dumps({**info, "ldm": True})
 
     def _info(self, application_id: int, host: str, client_ip: str) -> dict[str, object]:
         node = self.record.node_id
+        required: dict[str, object] = {"auth_required": True} if application_id in self.config.auth else {}
         return {
             "server_id": node.upper(), "server_name": f"nsnd-{node[:8]}", "version": NATS_VERSION, "proto": 1,
             "host": host if host else LOOPBACK, "port": application_id, "headers": True, "max_payload": self.config.max_payload,
-            "client_id": self.next_client_id(), "client_ip": client_ip,
+            "client_id": self.next_client_id(), "client_ip": client_ip, **required,
             "insane": {
                 "version": __version__, "node": node, "domain": node, "uid": os.getuid(), "pid": os.getpid(),
                 "socket": str(self.control.path), "protocol": [VERSION_MIN, VERSION_MAX],

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 from nsnd.protocol import LINK, MAGIC, PEER_GONE, SEGMENT, PacketType
 
 if TYPE_CHECKING:
+    from nsnd.applications import Application
     from nsnd.connections import Connection
+    from nsnd.credentials import User
     from nsnd.fabric import Slot
     from nsnd.processes import Process
+    from nsnd.relays import Relayed
 
 UNDELIVERED_MAX = 4096  # descriptors of one producer that wait here; above, it is not read until some are taken
 UNDELIVERED_LIMIT = 4 * UNDELIVERED_MAX  # never more, also while its own TAKEN is waited for
@@ -56,16 +59,17 @@ class Session:
     """Attached while it has a connection. It lives until its GOODBYE or the death of its process.
 
     `carried_over`: it was there when this nsnd started, which does not know whom it is linked with. `other`: its user is not
-    nsnd's.
+    nsnd's. `user`: who it has proved to be, where its application ID has users. `relayed`: the client
+    in whose place it is, when it is a relay's.
     """
 
-    __slots__ = ("_descriptors", "_handovers", "_in_flight", "application_id", "carried_over", "connection",
-                 "consumers", "ended", "generation", "identity", "name", "other", "peers", "process", "settled", "slot", "uid",
-                 "undelivered")
+    __slots__ = ("_descriptors", "_handovers", "_in_flight", "application", "carried_over", "connection", "consumers", "ended",
+                 "generation", "identity", "name", "other", "peers", "process", "relayed", "settled", "slot", "uid",
+                 "undelivered", "user")
 
-    def __init__(self, application_id: int, slot: Slot, process: Process, descriptors: Descriptors, *,
+    def __init__(self, application: Application, slot: Slot, process: Process, descriptors: Descriptors, *,
                  carried_over: bool = False) -> None:
-        self.application_id = application_id
+        self.application = application
         self.slot = slot.slot
         self.generation = slot.generation
         self.identity = slot.identity
@@ -76,6 +80,8 @@ class Session:
         self.carried_over = carried_over
         self.name = ""
         self.connection: Connection | None = None
+        self.user: User | None = None
+        self.relayed: Relayed | None = None
         self.ended = False
         self.peers: set[Session] = set()
         self.consumers: set[Session] = set()

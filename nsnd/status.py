@@ -34,7 +34,9 @@ def document(node: Node) -> bytes:
             "runtime_dir": str(node.runtime.path),
             "started_by": node.record.started_by,
         },
-        "applications": [_application(application) for _, application in sorted(node.applications.items())],
+        "applications": [_application(application) for application in node.everywhere()
+                         if application.account is not None or application.application_id not in node.config.auth
+                         or len(application)],
     })
     return report
 
@@ -44,6 +46,7 @@ def _application(application: Application) -> dict[str, object]:
     sessions = application.sessions
     return {
         "application_id": application.application_id,
+        "account": application.account,
         "interest_number": fabric.interest_number(),
         "subscriptions": fabric.subscriptions(),
         "sessions": [
@@ -51,8 +54,10 @@ def _application(application: Application) -> dict[str, object]:
                 "slot": session.slot,
                 "generation": session.generation,
                 "name": session.name,
-                "pid": session.process.pid,
-                "uid": session.uid,
+                "pid": session.relayed.pid if session.relayed is not None else session.process.pid,
+                "uid": session.relayed.uid if session.relayed is not None else session.uid,
+                "relayed": session.relayed is not None,
+                "user": session.user.name if session.user is not None else None,
                 "attached": session.connection is not None,
                 "counters": fabric.counters(session.slot),
                 "subscriptions": fabric.session_subscriptions(session.slot, session.generation),

@@ -8,6 +8,7 @@ import inspect
 import logging
 import os
 import random
+import socket
 from time import monotonic
 from typing import Any
 from urllib.parse import ParseResult
@@ -56,6 +57,18 @@ def _at(server: Srv) -> str:
 def _greets(uri: ParseResult) -> bool:
     """True where whoever is there says so in clear text before anything else."""
     return uri.scheme in ("nats", "tls")
+
+
+class _UnauthorizedError(Exception):
+    """nsnd does not know the credentials."""
+
+
+class _RelayedError(Exception):
+    """nsnd has a relay for this connection: the descriptor of its other end."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor)
+        self.descriptor = descriptor
 
 
 class Attaching(Connection):
@@ -216,7 +229,13 @@ class Attaching(Connection):
                 self._decide(s, found)
             somebody = found.connection is not None
             if self._world is World.INSANE and (somebody or (found.found is Found.NOBODY and self._is_home(s))):
-                await self._attach(s, found)
+                try:
+                    await self._attach(s, found)
+                except _UnauthorizedError:
+                    self._unauthorized = True
+                except _RelayedError as relayed:
+                    await self._be_relayed(relayed.descriptor)
+                    self._home = s.uri.port
             elif somebody:
                 await self._take_over(found)
             elif found.silent and self._world is not World.INSANE:
@@ -232,9 +251,19 @@ class Attaching(Connection):
 
     async def _take_over(self, found: Probe) -> None:
         """Hands the connection that was asked who it is, its INFO still unread, to nats-py."""
-        transport = TcpTransport()
         reader, writer = await asyncio.open_connection(sock=found.connection, limit=DEFAULT_BUFFER_SIZE)
         found.connection = None
+        self._speak_by(reader, writer)
+
+    async def _be_relayed(self, descriptor: int) -> None:
+        """Hands the relay's connection to nats-py, whose protocol it speaks: from here on this is nats-py's connection."""
+        relay = socket.socket(fileno=descriptor)
+        reader, writer = await asyncio.open_unix_connection(sock=relay, limit=DEFAULT_BUFFER_SIZE)
+        self._relayed = True
+        self._speak_by(reader, writer)
+
+    def _speak_by(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        transport = TcpTransport()
         transport._bare_io_reader = transport._io_reader = reader
         transport._bare_io_writer = transport._io_writer = writer
         self._transport = transport
@@ -243,7 +272,7 @@ class Attaching(Connection):
 
     async def _attach(self, server: Srv, found: Probe) -> None:
         """Makes the session, or attaches it again. At the first connect a refusal ends connect()."""
-        first = self._session is None
+        first = self._session is None and not self._relayed
         try:
             if found.found is Found.NOBODY:
                 if found.error is not None and not first and not node.autostart_allowed():
@@ -260,12 +289,16 @@ class Attaching(Connection):
     async def _attach_to_known(self, server: Srv) -> bool:
         """Attaches to the node that this process knows at the URL; False when there is none, or it does not let us in."""
         known = known_nodes.find(server.uri)
-        if known is None:
+        if known is None or known.info.get("auth_required"):  # who is let in is told in connect()'s own order
             return False
         found = Probe(Found.NODE, known.info, own=True)
         try:
-            session = await self._open(found, monotonic() + min(KNOWN_TIMEOUT_S, self.options["connect_timeout"]))
-        except SessionError:
+            session = await self._open(server, found, monotonic() + min(KNOWN_TIMEOUT_S, self.options["connect_timeout"]))
+        except (SessionError, _UnauthorizedError):
+            known_nodes.forget(server.uri)
+            return False
+        except _RelayedError as relayed:
+            os.close(relayed.descriptor)
             known_nodes.forget(server.uri)
             return False
         if session.info().node_pid != known.node_pid:  # another one has taken its place, whose INFO says other things
@@ -312,11 +345,14 @@ class Attaching(Connection):
         deadline = monotonic() + self.options["connect_timeout"]
         try:
             if self._session is None:
-                session = await self._open(found, deadline)
+                session = await self._open(server, found, deadline)
+                if self._relayed:  # nats-py has this connection, and cannot give it back
+                    session.close()
+                    raise SessionError(errno.EACCES, "it asks for credentials no more, and did before: connect anew")
                 self._adopt(session)
                 known_nodes.remember(server.uri, found.peer, self._found_info, session.info().node_pid)
             else:
-                await self._reattach(found, deadline)
+                await self._reattach(server, found, deadline)
         except SessionError as error:
             raise AttachRefusedError(_refusal(server, found, str(error))) from error
         self._home = server.uri.port
@@ -339,7 +375,7 @@ class Attaching(Connection):
                 f"nothing leaves its memory (nats://127.0.0.1:{server.uri.port})"
             )
 
-    async def _open(self, found: Probe, deadline: float) -> nsn.Session:
+    async def _open(self, server: Srv, found: Probe, deadline: float) -> nsn.Session:
         """A session that the node has let in. SessionError."""
         session = nsn.Session(
             nsn.SessionOptions(
@@ -350,10 +386,11 @@ class Attaching(Connection):
                 unreliable=self._qos.reliability == "unreliable",
                 pending_size=max(1, self._max_pending_size),
                 write_deadline_ns=max(1, int(min(self._write_deadline, 1e9) * 1e9)),
+                relay=self._relayed,
             )
         )
         try:
-            await self._until_attached(session, deadline)
+            await self._until_attached(session, server, deadline)
         except BaseException:
             session.close()
             raise
@@ -372,27 +409,35 @@ class Attaching(Connection):
         session.lends_by(self._fast.lender)
         self._pump = Pump(self, session, self._fast, loop, Spin(self._qos.consumption))
 
-    async def _reattach(self, found: Probe, deadline: float) -> None:
+    async def _reattach(self, server: Srv, found: Probe, deadline: float) -> None:
         session = self._session
         assert session is not None and self._pump is not None
-        if session.state == nsn.DETACHED:
+        if session.unauthorized:
+            session.process()  # to the end of the conversation that it was said in
+        if session.state == nsn.DETACHED or session.unauthorized:
             session.reattach(found.node["socket"])
-        await self._until_attached(session, deadline)
+        await self._until_attached(session, server, deadline)
         if session.state == nsn.LOST:
             native.lib.nsn_session_accept_loss(session.handle)
             self._subscribe_again()
         self._pump.watch_control()
 
-    async def _until_attached(self, session: nsn.Session, deadline: float) -> None:
+    async def _until_attached(self, session: nsn.Session, server: Srv, deadline: float) -> None:
         """SessionError when nsnd refuses, goes away, or does not answer in time."""
         loop = asyncio.get_running_loop()
         session.process(0 if self._qos.consumption == "low" else ATTACH_SPIN_NS)
         while session.state == nsn.CONNECTING:
+            descriptor = session.relay()
+            if descriptor >= 0:
+                raise _RelayedError(descriptor)
+            self._answer_challenge(session, server)
             left = deadline - monotonic()
             if left <= 0:
                 raise SessionError(errno.ETIMEDOUT, "nsnd does not answer: is it stopped or overloaded?")
             await _readable(loop, session.control_fd, left)
             session.process()
+        if session.unauthorized:
+            raise _UnauthorizedError
         if session.state not in (nsn.READY, nsn.LOST):
             raise SessionError(errno.ECONNREFUSED, session.error())
 
@@ -400,9 +445,12 @@ class Attaching(Connection):
         if self._silent:
             self._silent = False
             raise TimeoutError
-        if self._world is not World.INSANE:
+        if self._world is not World.INSANE or (self._relayed and not self._unauthorized):
             await super()._process_connect_init()
             return
+        if self._unauthorized:
+            self._unauthorized = False
+            raise errors.Error("nats: 'Authorization Violation'")  # as nats-py does with what a server says to CONNECT
         assert self._session is not None and self._fast is not None
         assert self._pump is not None and self._current_server is not None
         info = self._session.info()

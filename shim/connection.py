@@ -110,6 +110,8 @@ class Connection(NatsClient):
         self._early: Early | None = None
         self._home: int | None = None  # port of the node that this connection was attached to last
         self._silent = False
+        self._relayed = False  # nsnd speaks NATS's protocol with this connection: its user has permissions
+        self._unauthorized = False  # found while attaching, to be told where nats-py tells it
         self._found_info: dict[str, Any] = {}
         self._pedantic = False
         self._removed = False  # interest that publishers may still see: it must be gone before this connection says more
@@ -131,7 +133,7 @@ class Connection(NatsClient):
     @property
     def is_insane(self) -> bool:
         """True when messages travel through the shared-memory fabric."""
-        return self._world is World.INSANE
+        return self._world is World.INSANE and not self._relayed
 
     @property
     def qos(self) -> qos.QoS:
@@ -257,6 +259,29 @@ class Connection(NatsClient):
         if self.is_connected and self.options["allow_reconnect"]:
             self._hang_up()
 
+    def _answer_challenge(self, session: nsn.Session, server: Srv | None) -> None:
+        """Where nsnd asks who this is: what nats-py would say to a NATS server at that URL."""
+        nonce = session.challenge()
+        if nonce is None:
+            return
+        before = self._server_info, self._current_server
+        asked = {"auth_required": True, **({"nonce": nonce} if nonce else {})}
+        self._server_info, self._current_server = {**self._found_info, **asked}, server
+        self._auth_configured = True
+        try:
+            command = self._connect_command()
+        finally:
+            self._server_info, self._current_server = before
+        session.answer(command.partition(b" ")[2].strip())
+
+    def _on_refused(self) -> None:
+        """nsnd has let go of this session for good."""
+        assert self._session is not None
+        if self.is_closed or not self._session.unauthorized:
+            return
+        self._err = errors.AuthorizationError()
+        self._run(self._close(NatsClient.CLOSED, True))
+
     async def _process_op_err(self, e: Exception) -> None:
         """nsnd is silent."""
         if self._pump is None:
@@ -310,7 +335,7 @@ class Connection(NatsClient):
         """The subscribers can read what was published: they have mapped its links. Until then nsnd has these for them; if it
         ends before, nobody else has, and the next one is waited for. CLOSE_S in all; then what is wrong is reported."""
         pump, session = self._pump, self._session
-        if pump is None or session is None:
+        if pump is None or session is None or session.unauthorized:  # nobody would hand it on
             return
 
         def taken() -> bool:
@@ -342,6 +367,7 @@ class Connection(NatsClient):
                 session.reattach(self._found_info["insane"]["socket"])
         elif session.state == nsn.CONNECTING:
             session.process()
+            self._answer_challenge(session, self._current_server)
             pump.watch_control()
         else:
             raise SessionError(errno.ECONNREFUSED, session.error())

@@ -31,6 +31,7 @@ PARAMETERS: Mapping[str, Mapping[str, str]] = {
         "_attempt_reconnect": "self",
         "_build_message": "self sid subject reply data headers",
         "_close": "self status do_cbs",
+        "_connect_command": "self",
         "_connect_to_server": "self s",
         "_flush_pending": "self force_flush",
         "_init_request_sub": "self",
@@ -77,8 +78,9 @@ PARAMETERS: Mapping[str, Mapping[str, str]] = {
 
 # What an object has when it was made. A Subscription's are all set by ours, so one more in nats-py's counts as well.
 CLIENT = (
-    "_client_id _client_ip _closed_cb _current_server _disconnected_cb _err _error_cb _inbox_prefix _lame_duck_mode_cb "
-    "_max_payload _max_pending_size _nuid _ping_interval_task _pings_outstanding _pongs_received _reconnect_to_server_handler "
+    "_auth_configured _client_id _client_ip _closed_cb _current_server _disconnected_cb _err _error_cb _inbox_prefix "
+    "_lame_duck_mode_cb _max_payload _max_pending_size _nuid _ping_interval_task _pings_outstanding _pongs_received "
+    "_reconnect_to_server_handler "
     "_reconnected_cb _reconnection_task _reconnection_task_future _resp_map _resp_sub_prefix _server_info _server_pool _sid "
     "_skip_subject_validation _status _subs _transport options stats"
 )

@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 from insane_nats.shim import headers
 from insane_nats.shim.deadlines import Deadlines
 from insane_nats.shim.native import ffi, lib
-from insane_nats.shim.session import DETACHED, Session
+from insane_nats.shim.session import DETACHED, REFUSED, Session
 from insane_nats.shim.spin import Spin
 
 if TYPE_CHECKING:
@@ -326,8 +326,10 @@ class Pump:
         if result or self._writing:
             self.watch_control()
         self._chores()
-        if session.state in (DETACHED,) and not self._stopped:
+        if session.state == DETACHED and not self._stopped:
             self._client._on_detached()
+        elif session.state == REFUSED and not self._stopped:
+            self._client._on_refused()
 
     def send(self) -> None:
         """Sends what was queued for nsnd."""

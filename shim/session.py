@@ -6,6 +6,7 @@ programs' __del__) in any order, and a thread's event loop may go on until the p
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import threading
 import weakref
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from insane_nats._fast import Lender
 
 ERROR_SIZE = 512  # bytes, as libnsn keeps
+NONCE_SIZE = 64
 NAME_MAX = 127  # bytes of UTF-8
 
 CONNECTING, READY, DETACHED, REFUSED, CLOSED, LOST = range(6)  # enum nsn_session_state
@@ -28,7 +30,8 @@ CONNECTING, READY, DETACHED, REFUSED, CLOSED, LOST = range(6)  # enum nsn_sessio
 @dataclass(frozen=True)
 class SessionOptions:
     """What a session is opened with. pending_size: bytes kept while nsnd is gone for what needs it;
-    write_deadline_ns: how long a queue message that is passed on waits for a member that is full; 0: libnsn's defaults."""
+    write_deadline_ns: how long a queue message that is passed on waits for a member that is full; 0: libnsn's defaults.
+    relay: it was relayed before."""
 
     socket_path: str
     application_id: int
@@ -37,6 +40,7 @@ class SessionOptions:
     unreliable: bool = False
     pending_size: int = 0
     write_deadline_ns: int = 0
+    relay: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Session:
                 "unreliable": options.unreliable,
                 "pending_size": options.pending_size,
                 "write_deadline_ns": options.write_deadline_ns,
+                "answers": True,
+                "relay": options.relay,
             },
         )
         error = ffi.new("char[]", ERROR_SIZE)
@@ -110,6 +116,26 @@ class Session:
         """The words of the last error."""
         return "" if self.handle is None else _text(lib.nsn_session_error(self.handle))
 
+    @property
+    def unauthorized(self) -> bool:
+        """Whether nsnd does not know the credentials that were given, or knows them no more."""
+        return self.handle is not None and int(lib.nsn_session_refusal(self.handle)) == errno.EKEYREJECTED
+
+    def challenge(self) -> str | None:
+        """What is to be signed, "" where nobody can do that, when nsnd waits for credentials."""
+        nonce = ffi.new("char[]", NONCE_SIZE)
+        return _text(nonce) if lib.nsn_session_challenge(self.handle, nonce, NONCE_SIZE) else None
+
+    def relay(self) -> int:
+        """The descriptor of nsnd's relay, which is the caller's, when that is to be talked to in place of this; or -1."""
+        return int(lib.nsn_session_relay(self.handle))
+
+    def answer(self, connect: bytes) -> None:
+        """To the challenge: the JSON of a CONNECT. SessionError."""
+        result = lib.nsn_session_answer(self.handle, connect, len(connect))
+        if result < 0:
+            raise SessionError(-result, self.error())
+
     def info(self) -> SessionInfo:
         info = ffi.new("struct nsn_session_info *")
         lib.nsn_session_info(self.handle, info)
@@ -122,7 +148,7 @@ class Session:
         return {name: int(getattr(counters, name)) for name, _ in ffi.typeof("struct nsn_counters").fields}
 
     def reattach(self, socket_path: str) -> None:
-        """After DETACHED; SessionError when nsnd's socket does not take the connection."""
+        """After DETACHED or REFUSED; SessionError when nsnd's socket does not take the connection."""
         result = lib.nsn_session_reattach(self.handle, os.fsencode(socket_path))
         if result < 0:
             raise SessionError(-result, self.error())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -108,7 +109,7 @@ class RawNode:
         found = [one for one in self.status()["applications"] if one["application_id"] == self.port]
         return found[0] if found else {"sessions": [], "links": [], "subscriptions": 0}
 
-    def session(self, name: str = "", **more: Any) -> RawSession:
+    def session(self, name: str = "", **more: int) -> RawSession:
         session = RawSession(self.socket, self.port, name)
         session.attach(**more)
         return session
@@ -153,13 +154,33 @@ class RawSession:
         self.sock.connect(str(self.path))  # waits while nsnd has more to accept than there is room for
         self.sock.settimeout(PATIENCE_S)
 
-    def say_hello(self, version_max: int = 1, version_min: int = 1) -> None:
+    def say_hello(self, version_max: int = 1, version_min: int = 1, *, answers: bool = False) -> None:
         self.sock.send(p.pack_hello(p.Hello(version_max, self.application_id, version_min, self.identity, self.slot,
-                                            self.generation, self.sequence, self.name)))
+                                            self.generation, self.sequence, self.name, answers=answers)))
 
-    def attach(self, **versions: int) -> p.Welcome:
+    def attach(self, version_max: int = 1, version_min: int = 1) -> p.Welcome:
         self.connect()
-        self.say_hello(**versions)
+        self.say_hello(version_max, version_min)
+        return self.welcomed()
+
+    def challenged(self) -> str:
+        """Says HELLO to a node that asks for credentials; the nonce."""
+        self.connect()
+        self.say_hello(answers=True)
+        return p.unpack_challenge(self.expect(p.PacketType.CHALLENGE).raw)
+
+    def log_in(self, **credentials: str) -> p.Welcome:
+        """Under the names that CONNECT has for them; "password" is "pass" there."""
+        self.challenged()
+        self.answer(**credentials)
+        return self.welcomed()
+
+    def answer(self, **credentials: str) -> None:
+        names = {"password": "pass"}
+        document = json.dumps({names.get(name, name): value for name, value in credentials.items()})
+        self.sock.send(p.pack_credentials(document.encode()))
+
+    def welcomed(self) -> p.Welcome:
         welcome = p.unpack_welcome(self.expect(p.PacketType.WELCOME).raw)
         self.slot, self.generation, self.welcome = welcome.slot, welcome.generation, welcome
         return welcome

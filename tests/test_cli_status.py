@@ -134,6 +134,19 @@ def test_the_table_shows_sessions_and_totals(runtime: Path) -> None:
     assert rows[3] == last.split()
 
 
+def test_where_there_are_users_the_table_shows_them_and_their_account() -> None:
+    application = ANSWER["applications"][0]
+    users = ["alice", None, "bob\n"]
+    sessions = [one | {"user": user} for one, user in zip(application["sessions"], users, strict=True)]
+    answer = ANSWER | {"applications": [application | {"account": "ORDERS", "sessions": sessions}]}
+    lines = render(node.parse_status(answer)).splitlines()[2:]
+    assert lines[0] == "application 4222, account ORDERS, interest 18"
+    assert lines[1].split()[:5] == ["SESSION", "PID", "UID", "USER", "NAME"]
+    column = lines[1].index("USER")
+    assert [line[column:].split()[0] for line in lines[2:5]] == ["alice", "-", "bob\\n"]
+    assert len({len(line) for line in lines[1:]}) == 1
+
+
 def test_columns_are_aligned() -> None:
     lines = render(node.parse_status(ANSWER)).splitlines()[3:]
     assert len({len(line) for line in lines}) == 1

@@ -23,6 +23,8 @@ STRUCTS = {
     "nsn_ping": p.PING,
     "nsn_status": p.STATUS,
     "nsn_open": p.OPEN,
+    "nsn_challenge": p.CHALLENGE,
+    "nsn_credentials": p.CREDENTIALS,
 }
 
 
@@ -41,13 +43,13 @@ def test_numbers_are_those_of_the_header() -> None:
 
 
 def test_hello_has_its_fields_where_the_header_has_them() -> None:
-    hello = p.Hello(3, 4222, 1, (2**64 - 1, 7), 9, 11, 13, "näme", 17)
+    hello = p.Hello(3, 4222, 1, (2**64 - 1, 7), 9, 11, 13, "näme", 17, True)
     raw = p.pack_hello(hello)
     c: Any = ffi.new("struct nsn_hello *")
     ffi.memmove(c, raw, len(raw))
     assert (c.packet.magic, c.packet.type, c.packet.version) == (p.MAGIC, lib.NSN_HELLO, 3)
     assert (c.application_id, c.version_min, c.identity[0], c.identity[1]) == (4222, 1, 2**64 - 1, 7)
-    assert (c.slot, c.generation, c.acknowledged, c.segment) == (9, 11, 13, 17)
+    assert (c.slot, c.generation, c.acknowledged, c.segment, c.flags) == (9, 11, 13, 17, lib.NSN_HELLO_ANSWERS)
     assert ffi.buffer(c.name)[:].rstrip(b"\0").decode() == "näme"
     assert p.unpack_hello(raw) == hello
 

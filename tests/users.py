@@ -25,7 +25,8 @@ from tools.servers import free_port
 
 # Imported here, and not when they are needed: another user may not be able to read the interpreter's files.
 for _name in ("encodings.ascii", "encodings.idna", "encodings.latin_1", "tomllib", "pwd", "shutil", "difflib", "ipaddress",
-              "traceback", "asyncio.staggered", "nsnd.server", "nats.errors", "multiprocessing.connection"):
+              "traceback", "asyncio.staggered", "nsnd.server",
+              "nsnd.auth_config", "nsnd.relays", "nats.errors", "multiprocessing.connection"):
     import_module(_name)
 
 OWNER, ALICE, BOB = 61000, 61001, 61002
@@ -149,9 +150,10 @@ class SharedNode:
     def socket(self) -> Path:
         return self.directory / "nsnd.sock"
 
-    def allow(self, *users: int) -> None:
+    def allow(self, *users: int, more: str = "") -> None:
         """What nsnd.cfg says, for the next start, or SIGHUP."""
-        (self.directory / "nsnd.cfg").write_text(f"[global]\nmax_payload = {64 << 20}\n[access]\nusers = {list(users)}\n")
+        text = f"[global]\nmax_payload = {64 << 20}\n[access]\nusers = {list(users)}\n{more}"
+        (self.directory / "nsnd.cfg").write_text(text)
 
     def start(self) -> SharedNode:
         log = os.open(self.directory / "stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("insane_nats", "nsnd", "benchmarks", "examples", "compat_tests", "tests", "tools")
-C_FOLDERS = ("shim/libnsn", "shim/fast", "tests/c", "tests/fuzz", "tests/mutants", "tests/insane_style", "benchmarks/c",
-             "examples/insane")
+C_FOLDERS = ("shim/libnsn", "shim/fast", "nsnd/relay", "tests/c", "tests/fuzz", "tests/mutants", "tests/insane_style",
+             "benchmarks/c", "examples/insane")
 C_FLAGS = ("-std=gnu11", "-D_GNU_SOURCE=", "-O2", "-Wall", "-Wextra", "-Werror", "-I", "shim/libnsn", "-I", "tests/c",
            "-isystem", sysconfig.get_path("include"), "-DPy_LIMITED_API=0x030B0000")
 

@@ -46,17 +46,20 @@ class Session:
     attached: bool
     subscriptions: int
     counters: Mapping[str, int] = field(default_factory=dict)
+    user: str | None = None
 
 
 @dataclass(frozen=True)
 class Application:
-    """One application ID (a NATS URL's port) and who is on it. links: pairs of slots, producer and consumer."""
+    """One application ID (a NATS URL's port) and who is on it; where it has users, of one account. links: pairs of slots,
+    producer and consumer."""
 
     application_id: int
     interest_number: int
     subscriptions: int
     sessions: tuple[Session, ...]
     links: tuple[tuple[int, int], ...]
+    account: str | None = None
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,7 @@ def _application(raw: Mapping[str, Any]) -> Application:
         subscriptions=_number(raw["subscriptions"]),
         sessions=tuple(_session(session) for session in raw["sessions"]),
         links=tuple((_number(link["from_slot"]), _number(link["to_slot"])) for link in raw["links"]),
+        account=_name(raw.get("account")),
     )
 
 
@@ -228,7 +232,12 @@ def _session(raw: Mapping[str, Any]) -> Session:
         attached=bool(raw["attached"]),
         subscriptions=_number(raw["subscriptions"]),
         counters={str(name): _number(value) for name, value in raw["counters"].items()},
+        user=_name(raw.get("user")),
     )
+
+
+def _name(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def _number(value: object) -> int:

@@ -29,7 +29,8 @@ HEADINGS = (
     "DROPS",
     "SLOW",
 )
-LEFT = {"SESSION", "NAME"}  # columns of text; the others are numbers
+USER_AT = HEADINGS.index("NAME")  # where sessions have one, it stands in front of that
+LEFT = {"SESSION", "USER", "NAME"}  # columns of text; the others are numbers
 NAME_WIDTH = 32
 
 
@@ -64,20 +65,29 @@ def render(status: Status) -> str:
         f"in {status.runtime_dir}"
     ]
     for application in status.applications:
-        lines += ["", f"application {application.application_id}, interest {application.interest_number}"]
-        lines += table([HEADINGS, *(_row(session) for session in application.sessions), _totals(application)])
+        account = "" if application.account is None else f", account {_printable(application.account)}"
+        lines += ["", f"application {application.application_id}{account}, interest {application.interest_number}"]
+        rows = [HEADINGS, *(_row(session) for session in application.sessions), _totals(application)]
+        if application.account is not None:
+            users = ["USER", *(_printable(session.user or "-") for session in application.sessions), ""]
+            rows = [(*row[:USER_AT], user, *row[USER_AT:]) for row, user in zip(rows, users, strict=True)]
+        lines += table(rows)
     if not status.applications:
         lines += ["", "no sessions"]
     return "\n".join(lines)
 
 
+def _printable(name: str) -> str:
+    short = name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…"
+    return short if short.isprintable() and short else ascii(short)[1:-1] or "-"
+
+
 def _row(session: Session) -> tuple[str, ...]:
-    name = session.name if len(session.name) <= NAME_WIDTH else session.name[: NAME_WIDTH - 1] + "…"
     return (
         f"{session.slot}.{session.generation}" + ("" if session.attached else " detached"),
         str(session.pid),
         str(session.uid),
-        name if name.isprintable() and name else ascii(name)[1:-1] or "-",
+        _printable(session.name),
         f"{session.subscriptions:,}",
         f"{session.counters.get('links_out', 0):,}",
         *_traffic([session]),

@@ -1,9 +1,12 @@
 /* The control protocol between a session and nsnd: SOCK_SEQPACKET on a Unix socket, one packet one message, structs as
  * they stand here (little-endian, natural alignment), descriptors by SCM_RIGHTS (at most one a packet).
  *
- *   session -> nsnd   HELLO, INTEREST, LINK, SEGMENT, TAKEN, PING, GOODBYE; STATUS and OPEN from whoever says
- *                     no HELLO
- *   nsnd -> session   WELCOME, REFUSED, INTEREST_DONE, LINK, SEGMENT, PEER_GONE, PONG, LAME_DUCK, STATUS, OPENED
+ *   session -> nsnd   HELLO, CREDENTIALS, INTEREST, LINK, SEGMENT, TAKEN, PING, GOODBYE; STATUS and OPEN from whoever
+ *                     says no HELLO
+ *   nsnd -> session   CHALLENGE, RELAYED, WELCOME, REFUSED, INTEREST_DONE, LINK, SEGMENT, PEER_GONE, PONG, LAME_DUCK, STATUS, OPENED
+ *
+ * Where the application ID has users, HELLO is answered by CHALLENGE, and that by CREDENTIALS; then comes WELCOME, RELAYED or REFUSED.
+ * Elsewhere HELLO is answered by WELCOME or REFUSED at once.
  *
  * Descriptors are sent to a session one at a time: the next when it has answered TAKEN, because descriptors queued to one
  * stopped process count against every process of that user.
@@ -37,6 +40,10 @@ enum nsn_packet_type {
                         with `last` = 1 in struct nsn_status */
     NSN_OPEN = 15,   /* have nsnd serve an application ID before there is a session; answered by OPENED or REFUSED */
     NSN_OPENED = 16,
+    NSN_CHALLENGE = 17,
+    NSN_CREDENTIALS = 18,
+    NSN_RELAYED = 19,  /* header only, with the descriptor of a stream socket at whose other end a relay speaks NATS's client
+                          protocol: for the sessions of users with permissions, in place of a WELCOME */
 };
 
 struct nsn_packet { /* at the front of every packet */
@@ -55,6 +62,23 @@ struct nsn_hello {
     uint64_t acknowledged;     /* highest interest sequence it knows to be in the log */
     char name[128];            /* NUL-terminated */
     int32_t segment;           /* number of the System V segment with its place (nsn_place.h), when its user is not nsnd's; else -1 */
+    uint32_t flags;            /* enum nsn_hello_flags; 0 of sessions from before there were any */
+};
+
+enum nsn_hello_flags {
+    NSN_HELLO_ANSWERS = 1, /* it answers a CHALLENGE; who does not is refused where there would be one */
+    NSN_HELLO_RELAY = 2,   /* it was relayed before, and has to be again, whatever its user may do by now */
+};
+
+struct nsn_challenge {
+    struct nsn_packet packet;
+    char nonce[64];            /* to be signed by who has an nkey; empty where nobody has. NUL-terminated */
+};
+
+struct nsn_credentials {       /* then the JSON object that a NATS client sends behind CONNECT: user, pass, auth_token, nkey and
+                                  sig are looked at */
+    struct nsn_packet packet;
+    uint32_t length;           /* bytes that follow this struct */
     uint32_t reserved;
 };
 
@@ -73,7 +97,8 @@ struct nsn_welcome {
 
 struct nsn_refused {           /* the connection ends behind it */
     struct nsn_packet packet;
-    int32_t error;             /* positive errno: EPROTONOSUPPORT, EACCES, ENOSPC, EINVAL … */
+    int32_t error;             /* positive errno: EPROTONOSUPPORT, EACCES, ENOSPC, EINVAL …; EKEYREJECTED: the credentials
+                                  are nobody's, or nobody's any more */
     uint32_t reserved;
     char text[496];            /* what and why and the way out; NUL-terminated */
 };

@@ -98,6 +98,8 @@ static void free_session(struct nsn_session *s)
             free(s->larges[i].copy);
     if (s->control >= 0)
         close(s->control);
+    if (s->relay >= 0)
+        close(s->relay);
     if (s->bell >= 0 && s->bell != s->own_bell)
         close(s->bell);
     if (s->spare >= 0)
@@ -154,7 +156,7 @@ struct nsn_session *nsn_session_open(const struct nsn_session_options *options, 
     if (!s->options.pending_size)
         s->options.pending_size = NSN_PENDING_SIZE;
     s->protocol = NSN_PROTOCOL_VERSION;
-    s->control = s->bell = s->spare = s->own_bell = s->own_segment = -1;
+    s->control = s->bell = s->spare = s->own_bell = s->own_segment = s->relay = -1;
     nsn_ringer_init(&s->ringer);
     s->outgoing_last = &s->outgoing;
     s->sent_last = &s->sent;
@@ -222,6 +224,8 @@ void nsn_session_abandon(struct nsn_session *s)
 {
     if (s->control >= 0)
         close(s->control);
+    if (s->relay >= 0)
+        close(s->relay);
     if (s->own_bell >= 0)
         close(s->own_bell);
     if (s->bell >= 0 && s->bell != s->own_bell)
@@ -229,7 +233,7 @@ void nsn_session_abandon(struct nsn_session *s)
     if (s->spare >= 0)
         close(s->spare);
     nsn_ringer_close(&s->ringer);
-    s->control = s->bell = s->spare = s->own_bell = -1;
+    s->control = s->bell = s->spare = s->own_bell = s->relay = -1;
     nsn_pool_abandon(s->pool);
     s->pool = NULL;
     s->state = NSN_CLOSED;
@@ -251,6 +255,45 @@ int nsn_session_info(struct nsn_session *s, struct nsn_session_info *info)
     memcpy(info->directory, s->directory, sizeof info->directory);
     pthread_mutex_unlock(&s->lock);
     return 0;
+}
+
+int nsn_session_challenge(struct nsn_session *s, char *nonce, size_t nonce_size)
+{
+    pthread_mutex_lock(&s->lock);
+    int challenged = s->state == NSN_CONNECTING && s->challenged;
+    if (challenged)
+        snprintf(nonce, nonce_size, "%s", s->nonce);
+    pthread_mutex_unlock(&s->lock);
+    return challenged;
+}
+
+int nsn_session_answer(struct nsn_session *s, const uint8_t *json, size_t length)
+{
+    pthread_mutex_lock(&s->lock);
+    int result;
+    if (s->state != NSN_CONNECTING || !s->challenged)
+        result = nsn_fail(s, -EINVAL, "nsnd does not wait for credentials");
+    else
+        result = nsn_control_credentials(s, json, length);
+    pthread_mutex_unlock(&s->lock);
+    return result;
+}
+
+int nsn_session_relay(struct nsn_session *s)
+{
+    pthread_mutex_lock(&s->lock);
+    int relay = s->relay;
+    s->relay = -1;
+    pthread_mutex_unlock(&s->lock);
+    return relay;
+}
+
+int nsn_session_refusal(struct nsn_session *s)
+{
+    pthread_mutex_lock(&s->lock);
+    int refusal = s->state == NSN_REFUSED_STATE ? s->refusal : 0;
+    pthread_mutex_unlock(&s->lock);
+    return refusal;
 }
 
 int nsn_session_counters(struct nsn_session *s, struct nsn_counters *counters)

@@ -25,6 +25,9 @@ struct nsn_session_options {
     uint64_t budget;              /* bytes touched in links and pool; 0: nsn_budget_default (nsn_budget.h) */
     uint64_t write_deadline_ns;   /* how long a queue message that is passed on waits for a full member; 0: 10 s */
     uint64_t pending_size;        /* bytes kept while DETACHED for sessions that have no link yet; 0: 2 MiB */
+    int answers;                  /* 1: who opens it looks for nsn_session_challenge() while CONNECTING, and answers. Else nsnd
+                                     refuses it where it asks for credentials */
+    int relay;                    /* 1: to be relayed, where it asks for credentials */
 };
 
 enum nsn_session_state { NSN_CONNECTING = 0, NSN_READY = 1, NSN_DETACHED = 2, NSN_REFUSED_STATE = 3, NSN_CLOSED = 4, NSN_LOST = 5 };
@@ -57,7 +60,16 @@ int nsn_session_info(struct nsn_session *session, struct nsn_session_info *info)
 /* Reads what nsnd sent and sends what is due. 1 when something changed, 0, or a negative errno (then DETACHED, REFUSED…).
  * spin_ns: waits that long for something first (for a round trip to nsnd that is worth spinning for). */
 int nsn_session_process(struct nsn_session *session, uint64_t spin_ns);
-/* Connects again after DETACHED (non-blocking; then process() until READY or LOST). */
+/* 1 when nsnd waits for credentials, with the nonce (NUL-terminated, "" where nobody can sign one). 0: it does not. */
+int nsn_session_challenge(struct nsn_session *session, char *nonce, size_t nonce_size);
+/* The JSON object that a NATS client sends behind CONNECT. -EINVAL: nobody waits for it. -EMSGSIZE: it is too long. */
+int nsn_session_answer(struct nsn_session *session, const uint8_t *json, size_t length);
+/* While REFUSED_STATE, why: a positive errno. EKEYREJECTED: nsnd does not know these credentials, or no more. 0 else. */
+int nsn_session_refusal(struct nsn_session *session);
+/* The descriptor by which to talk to nsnd's relay in place of this session, which is to be closed, or -1: there is none. It is
+ * the caller's. Only for who answers challenges. */
+int nsn_session_relay(struct nsn_session *session);
+/* Connects again after DETACHED or REFUSED_STATE (non-blocking; then process() until READY or LOST). */
 int nsn_session_reattach(struct nsn_session *session, const char *socket_path);
 int nsn_session_accept_loss(struct nsn_session *session);
 /* True when bytes wait to be sent to nsnd (watch the control descriptor for writing). */
@@ -121,6 +133,7 @@ struct nsn_message {              /* eight words, so that a batch can be read as
 enum nsn_message_flags {
     NSN_MESSAGE_LARGE = 1,
     NSN_MESSAGE_LAST = 2,         /* the subscription's maximum is reached: it is removed */
+    NSN_MESSAGE_PASSED_ON = 4,    /* another member of the queue group could not take it */
 };
 
 /* Takes up to `most` messages, or 1 MiB of payloads, whose small parts fit into blob. Subscriptions of one record each get a message (they share
@@ -132,6 +145,11 @@ int nsn_receive(struct nsn_session *session, struct nsn_message *messages, int m
 /* Where a large message's headers and payload lie (headers first), read-only, until it is released. NULL: unknown. */
 const uint8_t *nsn_large(struct nsn_session *session, uint32_t large);
 void nsn_large_release(struct nsn_session *session, uint32_t large);
+/* For who received a message by a subscription with a queue group, and may not have it: another member gets a copy, if there
+ * is one. 0, or -ENOENT: there is no such subscription. */
+int nsn_pass_on(struct nsn_session *session, uint32_t sid, const char *subject, size_t subject_length, const char *reply,
+                size_t reply_length, const uint8_t *headers, size_t header_length, const uint8_t *payload,
+                size_t payload_length);
 
 /* 1 when messages were held back for causal order, or wait to be passed on to another member of a queue group (call receive
  * again soon, without sleeping long). */

@@ -116,6 +116,8 @@ int nsn_control_hello(struct nsn_session *s)
         if (result < 0)
             return result;
     }
+    s->challenged = false;
+    s->refusal = 0;
     struct nsn_hello hello = {
         .packet = {NSN_PROTOCOL_MAGIC, NSN_HELLO, NSN_PROTOCOL_VERSION},
         .application_id = s->options.application_id,
@@ -125,9 +127,31 @@ int nsn_control_hello(struct nsn_session *s)
         .generation = s->generation,
         .acknowledged = s->settled,
         .segment = s->is_other ? s->own_segment : -1,
+        .flags = (s->options.answers ? NSN_HELLO_ANSWERS : 0) | (s->options.relay ? NSN_HELLO_RELAY : 0),
     };
     memcpy(hello.name, s->name, sizeof hello.name);
     return nsn_control_send(s, &hello, sizeof hello, -1);
+}
+
+static void challenged(struct nsn_session *s, const struct nsn_challenge *challenge)
+{
+    memcpy(s->nonce, challenge->nonce, sizeof s->nonce);
+    s->nonce[sizeof s->nonce - 1] = 0;
+    s->challenged = true;
+}
+
+int nsn_control_credentials(struct nsn_session *s, const uint8_t *json, size_t length)
+{
+    _Alignas(8) uint8_t packet[NSN_PACKET_MAX];
+    struct nsn_credentials front = {.packet = header(s, NSN_CREDENTIALS), .length = (uint32_t)length};
+    if (length > sizeof packet - sizeof front)
+        return nsn_fail(s, -EMSGSIZE, "credentials have at most %zu bytes", sizeof packet - sizeof front);
+    memcpy(packet, &front, sizeof front);
+    memcpy(packet + sizeof front, json, length);
+    s->challenged = false;
+    int result = nsn_control_send(s, packet, sizeof front + length, -1);
+    explicit_bzero(packet, sizeof packet);
+    return result;
 }
 
 /* --- interest ----------------------------------------------------------------------------------------------------- */
@@ -393,9 +417,16 @@ static void handle(struct nsn_session *s, const uint8_t *bytes, size_t length, i
     if (PACKET_IS(NSN_WELCOME, nsn_welcome)) {
         if (s->state == NSN_CONNECTING)
             welcomed(s, (const struct nsn_welcome *)bytes);
+    } else if (PACKET_IS(NSN_CHALLENGE, nsn_challenge)) {
+        if (s->state == NSN_CONNECTING && s->options.answers)
+            challenged(s, (const struct nsn_challenge *)bytes);
+    } else if (packet.type == NSN_RELAYED && fd >= 0) {
+        if (s->state == NSN_CONNECTING && s->options.answers && s->relay < 0)
+            s->relay = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     } else if (PACKET_IS(NSN_REFUSED, nsn_refused)) {
         const struct nsn_refused *refused = (const struct nsn_refused *)bytes;
         s->state = NSN_REFUSED_STATE;
+        s->refusal = -negative(refused->error);
         nsn_fail(s, negative(refused->error), "%.*s", (int)sizeof refused->text, refused->text);
     } else if (PACKET_IS(NSN_INTEREST_DONE, nsn_interest_done)) {
         const struct nsn_interest_done *done = (const struct nsn_interest_done *)bytes;

@@ -187,6 +187,10 @@ struct nsn_session {
     uint64_t identity[2];
     uint64_t *fork_canary;            /* wiped in a forked child */
     uint64_t client_id, max_payload;
+    bool challenged;                  /* nsnd waits for credentials */
+    char nonce[64];
+    int relay;                        /* descriptor of nsnd's relay; -1: none */
+    int32_t refusal;                  /* errno of the last REFUSED */
     uint32_t slot, generation;
     uint16_t protocol;                /* version that is spoken with nsnd */
     char directory[256], version[32];
@@ -305,6 +309,7 @@ int nsn_interest_queue(struct nsn_session *s, uint8_t op, uint32_t sid, const ch
 bool nsn_interest_known(struct nsn_session *s);
 void nsn_detach(struct nsn_session *s, const char *why);
 int nsn_control_hello(struct nsn_session *s);
+int nsn_control_credentials(struct nsn_session *s, const uint8_t *json, size_t length);
 
 /* publish (nsn_session_publish.c) */
 int nsn_deliver_queue(struct nsn_session *s, const struct nsn_parts *parts, const char *queue, size_t queue_length,

@@ -13,6 +13,7 @@ import pytest
 
 from compat_tests import jwts
 from compat_tests.backend import Backend, free_port, payloads, sync, until
+from compat_tests.certificates import certificates
 from compat_tests.test_options import Calls, restart
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from compat_tests.conftest import OwnServers
 
 covers = pytest.mark.covers
-TLS = Path(__file__).with_name("tls")
 # Of how nats-py calls aiohttp for WebSockets.
 pytestmark = pytest.mark.filterwarnings("ignore:parameter 'timeout' of type 'float' is deprecated:DeprecationWarning")
 
@@ -225,21 +225,19 @@ async def test_permissions(new_plain: OwnServers) -> None:
     await works(nc, "a")
 
 
-def trusting() -> ssl.SSLContext:
-    """Trusts the servers of this suite."""
-    return ssl.create_default_context(cafile=str(TLS / "server.pem"))
-
-
-TLS_SERVER = f'tls {{ cert_file: "{TLS}/server.pem", key_file: "{TLS}/server.key"'
+def tls_server(more: str = "") -> str:
+    """Of a server's configuration."""
+    files = certificates()
+    return f'tls {{ cert_file: "{files.certificate}", key_file: "{files.key}"{more} }}'
 
 
 @covers("plain/tls")
 @pytest.mark.parametrize("scheme", ["tls", "nats"])
 async def test_tls(new_plain: OwnServers, scheme: str) -> None:
     """Also over a restart."""
-    backend = new_plain(more=TLS_SERVER + " }", jetstream=False)
+    backend = new_plain(more=tls_server(), jetstream=False)
     url = f"{scheme}://localhost:{backend.server.port}"
-    nc = await backend.connect(url, tls=trusting(), **Calls().options)
+    nc = await backend.connect(url, tls=certificates().trusting(), **Calls().options)
     assert not insane(nc)
     await works(nc, "a")
     await restart(backend, nc)
@@ -248,9 +246,9 @@ async def test_tls(new_plain: OwnServers, scheme: str) -> None:
 
 @covers("plain/tls")
 async def test_tls_handshake_first(new_plain: OwnServers) -> None:
-    backend = new_plain(more=TLS_SERVER + ", handshake_first: true }", jetstream=False, greeting=False)
+    backend = new_plain(more=tls_server(", handshake_first: true"), jetstream=False, greeting=False)
     url = f"nats://localhost:{backend.server.port}"
-    nc = await backend.connect(url, tls=trusting(), tls_handshake_first=True, **Calls().options)
+    nc = await backend.connect(url, tls=certificates().trusting(), tls_handshake_first=True, **Calls().options)
     await works(nc, "a")
 
 
@@ -265,7 +263,7 @@ async def test_websocket(new_plain: OwnServers) -> None:
 
 @covers("plain/tls")
 async def test_server_whose_certificate_is_not_trusted(new_plain: OwnServers) -> None:
-    backend = new_plain(more=TLS_SERVER + " }", jetstream=False)
+    backend = new_plain(more=tls_server(), jetstream=False)
     with pytest.raises(ssl.SSLCertVerificationError):
         await backend.nats.connect(f"tls://localhost:{backend.server.port}", allow_reconnect=False, error_cb=Calls().error)
 

@@ -333,6 +333,27 @@ def test_a_large_message_for_many_subscriptions_is_not_kept_for_each(node: AuthN
     assert raw.line() == "PONG"
 
 
+def test_the_largest_message_comes_through() -> None:
+    most = 64 << 20
+
+    async def run(node: AuthNode) -> None:
+        free = await nats.connect(f"nats://free:p@127.0.0.1:{node.port}")
+        heard = await free.subscribe("may.>")
+        await free.flush()
+        raw = Raw(node)
+        for _ in range(2):
+            assert await asyncio.to_thread(raw.says, b"PUB may.x %d\r\n%s\r\n" % (most, bytes(most))) == []
+            assert len((await heard.next_msg(10)).data) == most
+        await free.close()
+
+    with runtime_directory() as directory:
+        node = AuthNode(directory)
+        node.configure(f"[global]\nmax_payload = {most}\n" + USERS)
+        node.start()
+        asyncio.run(run(node))
+        node.kill()
+
+
 def test_a_relay_without_a_thread_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(self: Thread) -> None:
         raise RuntimeError("can't start new thread")

@@ -22,7 +22,7 @@
 #define IN_STEP 65536u
 #define BATCH 256
 #define BLOB_SIZE (256u << 10)
-#define BUDGET (64ull << 20)      /* of a relay's session */
+#define BUDGET (64ull << 20)      /* of a relay's session, and as much as the largest message has */
 #define CONNECT_NS 2000000000ull  /* for the client's CONNECT, as a NATS server waits */
 #define ATTACH_NS 5000000000ull
 #define WRITE_DEADLINE_NS 10000000000ull
@@ -596,7 +596,7 @@ static bool attached(struct relay *r)
         .name = r->options->name,
         .application_id = r->options->application_id,
         .no_echo = r->no_echo,
-        .budget = BUDGET,
+        .budget = BUDGET + r->options->max_payload,
         .write_deadline_ns = WRITE_DEADLINE_NS,
     };
     r->session = nsn_session_open(&options, words, sizeof words);

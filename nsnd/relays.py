@@ -71,13 +71,25 @@ class Relays:
             raise ProtocolError(errno.EDQUOT, f"uid {relayed.uid} has {OTHERS_RELAYS_MAX} clients whose users have "
                                               f"permissions, and users other than the node's have no more")
         relay = _Relay(relayed, self._socket, application_id, max_payload, info, lame_duck)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        except OSError as error:
+            raise ProtocolError(error.errno or errno.EIO, f"a client with permissions: {error.strerror}") from error
         self._coming[relay.name] = self._running[relay.name] = relay
-        Thread(target=self._run, args=(relay, ours.detach()), name="relay", daemon=True).start()
+        try:
+            Thread(target=self._run, args=(relay, ours), name="relay", daemon=True).start()
+        except RuntimeError as error:
+            self._forget(relay)
+            ours.close()
+            theirs.close()
+            raise ProtocolError(errno.EAGAIN, f"a client with permissions: {error}") from error
         return theirs
 
-    def _run(self, relay: _Relay, client: int) -> None:
-        relay.run(client)
+    def _run(self, relay: _Relay, client: socket.socket) -> None:
+        relay.run(client.detach())
+        self._forget(relay)
+
+    def _forget(self, relay: _Relay) -> None:
         self._coming.pop(relay.name, None)
         self._running.pop(relay.name, None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -11,8 +12,10 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -20,10 +23,13 @@ if sys.platform != "linux":
     pytest.skip("the fabric is for Linux", allow_module_level=True)
 
 import insane_nats as nats
+from insane_nats import _nsn as native
 from nsnd import protocol as p
 from nsnd._relay import ffi, lib
 from nsnd.config import ConfigError, load_config
+from nsnd.credentials import User
 from nsnd.permissions import Permissions, Rule
+from nsnd.relays import Relayed, Relays
 from tests.nsnd_client import RawSession, runtime_directory, until
 from tests.test_auth import AuthNode, write
 
@@ -264,6 +270,103 @@ def test_what_is_not_the_protocol_ends_it_and_nothing_else(node: AuthNode, text:
     other, raw = Raw(node), Raw(node)
     raw.ends(text)
     assert other.says("PUB may.x 1\r\nx\r\n") == []
+
+
+def test_a_carriage_return_ends_a_word(node: AuthNode) -> None:
+    """Else a client that reads the line, and takes it for a space, sees other words than those that were checked."""
+    raw = Raw(node, "all")
+    assert raw.says(b"SUB a 1\r\nPUB a\r7\t0\r\n\r\n") == ["MSG a 1 7 0", ""]
+
+
+def test_what_is_no_word_is_not_written_into_a_line(node: AuthNode) -> None:
+    """Whoever is a part of the fabric can publish any bytes as a subject."""
+    async def run() -> None:
+        free = await nats.connect(f"nats://free:p@127.0.0.1:{node.port}")
+        raw = Raw(node, "all")
+        await asyncio.to_thread(raw.says, "SUB a.> 1\r\n")
+        assert free._session is not None
+        for subject, reply in ((b"a.b\r\nMSG x 1 0\r\n", b""), (b"a.b", b"r 1"), (b"a.b\tc", b""), (b"a.last", b"r")):
+            assert native.lib.nsn_publish(free._session.handle, subject, len(subject), reply, len(reply), b"", 0, b"x", 1) == 1
+        assert await asyncio.to_thread(raw.line) == "MSG a.last 1 r 1"
+        await free.close()
+
+    asyncio.run(run())
+
+
+def memory(pid: int) -> int:
+    """Resident, in bytes."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("line", ["PUB not 0\r\n\r\n", "SUB not 1\r\n"])
+def test_what_it_is_told_and_does_not_read_is_bounded(node: AuthNode, line: str) -> None:
+    """It could speak for ever, and let the node keep all answers."""
+    assert node.process is not None
+    raw = Raw(node)
+    raw.says("")
+    before = memory(node.process.pid)
+    raw.sock.settimeout(1)
+    text = line.encode() * 20000
+    with contextlib.suppress(TimeoutError):
+        for _ in range(200):
+            raw.sock.sendall(text)
+    assert memory(node.process.pid) - before < 64 << 20
+
+
+def test_a_large_message_for_many_subscriptions_is_not_kept_for_each(node: AuthNode) -> None:
+    assert node.process is not None
+    raw = Raw(node, "all")
+    raw.says("".join(f"SUB a {sid}\r\n" for sid in range(60)))
+    before = memory(node.process.pid)
+    payload = bytes(1 << 20)
+    raw.send(b"PUB a %d\r\n%s\r\nPING\r\n" % (len(payload), payload))
+    grown = 0
+    for _ in range(20):
+        grown = max(grown, memory(node.process.pid) - before)
+        time.sleep(0.02)
+    assert grown < 48 << 20
+    for _ in range(60):
+        assert raw.line().startswith("MSG a ")
+        while len(raw.data) < len(payload) + 2:
+            raw.data += raw.sock.recv(1 << 20)
+        raw.data = raw.data[len(payload) + 2:]
+    assert raw.line() == "PONG"
+
+
+def test_the_largest_message_comes_through() -> None:
+    most = 64 << 20
+
+    async def run(node: AuthNode) -> None:
+        free = await nats.connect(f"nats://free:p@127.0.0.1:{node.port}")
+        heard = await free.subscribe("may.>")
+        await free.flush()
+        raw = Raw(node)
+        for _ in range(2):
+            assert await asyncio.to_thread(raw.says, b"PUB may.x %d\r\n%s\r\n" % (most, bytes(most))) == []
+            assert len((await heard.next_msg(10)).data) == most
+        await free.close()
+
+    with runtime_directory() as directory:
+        node = AuthNode(directory)
+        node.configure(f"[global]\nmax_payload = {most}\n" + USERS)
+        node.start()
+        asyncio.run(run(node))
+        node.kill()
+
+
+def test_a_relay_without_a_thread_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    relays = Relays("/nowhere")
+    relayed = Relayed(User("a", "", None, Permissions()), "", os.getpid(), os.getuid())
+    monkeypatch.setattr(Thread, "start", start)
+    before = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        with pytest.raises(p.ProtocolError, match="can't start new thread"):
+            relays.start(relayed, 4222, 1 << 20, "{}", "{}")
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert not relays._running
 
 
 def test_without_a_connect_there_is_nothing(node: AuthNode) -> None:

@@ -18,10 +18,11 @@
 
 #define LINE_MAX_BYTES 4096u      /* arguments of a line */
 #define OUT_MAX (4u << 20)        /* bytes that wait for the client; above, nothing more is taken from the fabric for it */
+#define SAID_MAX (2 * OUT_MAX)    /* above, nothing more is taken from the client either: what it says is answered */
 #define IN_STEP 65536u
 #define BATCH 256
 #define BLOB_SIZE (256u << 10)
-#define BUDGET (64ull << 20)      /* of a relay's session */
+#define BUDGET (64ull << 20)      /* of a relay's session, and as much as the largest message has */
 #define CONNECT_NS 2000000000ull  /* for the client's CONNECT, as a NATS server waits */
 #define ATTACH_NS 5000000000ull
 #define WRITE_DEADLINE_NS 10000000000ull
@@ -55,6 +56,7 @@ struct relay {
     uint64_t waits_since; /* a publish waits for room */
     uint64_t unread_since; /* the client has taken nothing while too much waits for it */
     int pong;           /* barrier behind which PONG is due; 0: none */
+    int count, next;    /* of messages; those from next on wait until the client reads */
     struct nsn_message messages[BATCH];
     uint8_t blob[BLOB_SIZE];
 };
@@ -160,6 +162,15 @@ static void put_message(struct relay *r, uint32_t sid, struct word subject, stru
     put(r, "\r\n", 2);
 }
 
+/* In a line it is one word: whoever publishes may write anything there. */
+static bool is_word(struct word word)
+{
+    for (size_t i = 0; i < word.length; i++)
+        if (word.at[i] == ' ' || word.at[i] == '\t' || word.at[i] == '\r' || word.at[i] == '\n')
+            return false;
+    return true;
+}
+
 static void deliver_one(struct relay *r, const struct nsn_message *message)
 {
     const uint8_t *at = r->blob + message->offset;
@@ -173,7 +184,7 @@ static void deliver_one(struct relay *r, const struct nsn_message *message)
     struct word queue = {"", 0};
     if (subscription)
         queue = (struct word){subscription->text + subscription->pattern_length, subscription->queue_length};
-    if (headers && subscription) {
+    if (headers && subscription && is_word(subject) && is_word(reply)) {
         if (nsn_may_hear(r->may, subject.at, subject.length, queue.at, queue.length)) {
             put_message(r, message->sid, subject, reply, headers, message->header_length, payload, message->payload_length);
             nsn_replies_heard(r->replies, r->may, reply.at, reply.length, now_ns());
@@ -188,33 +199,41 @@ static void deliver_one(struct relay *r, const struct nsn_message *message)
         remove_subscription(r, subscription);
 }
 
+static bool is_full(const struct relay *r) { return nsn_bytes_length(&r->out) > OUT_MAX; }
+static bool holds(const struct relay *r) { return r->next < r->count; }
+
 /* What the fabric has for the client, unless that does not read. True when there was something. */
 static bool deliver(struct relay *r)
 {
-    if (nsn_bytes_length(&r->out) > OUT_MAX) {
+    if (is_full(r)) {
         if (!r->unread_since)
             r->unread_since = now_ns();
         r->over |= now_ns() - r->unread_since > WRITE_DEADLINE_NS; /* a slow consumer */
         return false;
     }
-    int count = nsn_receive(r->session, r->messages, BATCH, r->blob, sizeof r->blob, 0);
-    for (int i = 0; i < count; i++)
-        deliver_one(r, &r->messages[i]);
-    if (count < 0)
-        r->over = true;
-    return count > 0;
+    if (!holds(r)) {
+        r->next = 0;
+        r->count = nsn_receive(r->session, r->messages, BATCH, r->blob, sizeof r->blob, 0);
+        r->over |= r->count < 0;
+    }
+    bool some = holds(r);
+    while (holds(r) && !is_full(r)) /* a batch may have one large message for many subscriptions */
+        deliver_one(r, &r->messages[r->next++]);
+    return some;
 }
 
 /* --- from the client ------------------------------------------------------------------------------------------------ */
+
+static bool is_space(char c) { return c == ' ' || c == '\t' || c == '\r'; }
 
 static int split(char *line, size_t length, struct word *words, int most)
 {
     int count = 0;
     for (size_t i = 0; i < length;) {
-        while (i < length && (line[i] == ' ' || line[i] == '\t'))
+        while (i < length && is_space(line[i]))
             i++;
         size_t start = i;
-        while (i < length && line[i] != ' ' && line[i] != '\t')
+        while (i < length && !is_space(line[i]))
             i++;
         if (i > start) {
             if (count == most)
@@ -496,6 +515,8 @@ static enum step take_line(struct relay *r)
             fail(r, "Authorization Violation");
     } else if (is(name, "PUB") || is(name, "HPUB")) {
         return take_publish(r, arguments, length - skip, whole, is(name, "HPUB"));
+    } else if (holds(r) && (is(name, "SUB") || is(name, "UNSUB"))) {
+        return WAIT; /* what was received before is dealt with first */
     } else if (is(name, "SUB")) {
         take_subscribe(r, arguments, length - skip);
     } else if (is(name, "UNSUB")) {
@@ -503,7 +524,7 @@ static enum step take_line(struct relay *r)
     } else if (is(name, "PING")) {
         if (!r->pong)
             r->pong = nsn_barrier_begin(r->session);
-        if (r->pong > 0 && nsn_barrier_done(r->session, r->pong) == 0)
+        if (holds(r) || (r->pong > 0 && nsn_barrier_done(r->session, r->pong) == 0))
             return WAIT;
         r->pong = 0;
         put(r, "PONG\r\n", 6);
@@ -575,7 +596,7 @@ static bool attached(struct relay *r)
         .name = r->options->name,
         .application_id = r->options->application_id,
         .no_echo = r->no_echo,
-        .budget = BUDGET,
+        .budget = BUDGET + r->options->max_payload,
         .write_deadline_ns = WRITE_DEADLINE_NS,
     };
     r->session = nsn_session_open(&options, words, sizeof words);
@@ -612,11 +633,12 @@ static void attend(struct relay *r)
 
 static void sleep_until_due(struct relay *r, bool waits, bool *trimmed)
 {
-    bool full = nsn_bytes_length(&r->out) > OUT_MAX;
-    if (!full && !nsn_arm(r->session))
+    bool full = is_full(r);
+    if (!full && (holds(r) || !nsn_arm(r->session)))
         return;
+    short events = (short)((waits || r->ended ? 0 : POLLIN) | (nsn_bytes_length(&r->out) ? POLLOUT : 0));
     struct pollfd fds[3] = {
-        {.fd = r->ended ? -1 : r->client, .events = (short)((waits ? 0 : POLLIN) | (nsn_bytes_length(&r->out) ? POLLOUT : 0))},
+        {.fd = events ? r->client : -1, .events = events}, /* that it has hung up would be said again and again */
         {.fd = nsn_session_control_fd(r->session), .events = POLLIN},
         {.fd = full ? -1 : nsn_session_bell_fd(r->session), .events = POLLIN},
     };
@@ -658,6 +680,14 @@ static void renew_permissions(struct relay *r)
     }
 }
 
+static enum step take_next(struct relay *r)
+{
+    if (nsn_bytes_length(&r->out) <= SAID_MAX)
+        return take_line(r);
+    r->waits_since = 0; /* a publish at the front waits for its own client now, and nobody is to be given up for that */
+    return WAIT;
+}
+
 static void serve(struct relay *r)
 {
     bool trimmed = false;
@@ -667,9 +697,10 @@ static void serve(struct relay *r)
         read_in(r);
         enum step step = DONE;
         for (int i = 0; i < BATCH && step == DONE && !r->over; i++)
-            step = take_line(r);
+            step = take_next(r);
         attend(r);
-        end_subscriptions(r);
+        if (!holds(r))
+            end_subscriptions(r);
         send_out(r);
         if (step == MORE && r->ended)
             break;

@@ -16,7 +16,12 @@ struct nsn_bytes {
 };
 
 static inline size_t nsn_bytes_length(const struct nsn_bytes *bytes) { return bytes->end - bytes->start; }
-static inline uint8_t *nsn_bytes_front(const struct nsn_bytes *bytes) { return bytes->memory + bytes->start; }
+
+/* NULL while there is no memory. */
+static inline uint8_t *nsn_bytes_front(const struct nsn_bytes *bytes)
+{
+    return bytes->memory ? bytes->memory + bytes->start : NULL;
+}
 
 /* Room for so many more at the end; what front() gave is no longer good. NULL: no memory. */
 static inline uint8_t *nsn_bytes_room(struct nsn_bytes *bytes, size_t more)

@@ -10,7 +10,6 @@ PyTypeObject *fast_connection_type;
 enum {
     BATCH = 512,          /* messages taken at once */
     BLOB_SIZE = 1 << 20,  /* bytes of their small parts */
-    ALONE = 1 << 16,      /* bytes of a large payload that is copied without the GIL */
 };
 
 double fast_now(void)
@@ -132,7 +131,7 @@ static PyObject *bytes_of(const uint8_t *from, size_t length)
     if (!bytes)
         return NULL;
     char *to = PyBytes_AsString(bytes);
-    if (length >= ALONE) {
+    if (length >= FAST_ALONE) {
         Py_BEGIN_ALLOW_THREADS
         memcpy(to, from, length);
         Py_END_ALLOW_THREADS
@@ -166,13 +165,6 @@ static PyObject *make_message(struct delivery *d, const struct parts *parts, PyO
     return (PyObject *)message;
 }
 
-static int call_and_drop(PyObject *owner, PyObject *name, PyObject *a, PyObject *b)
-{
-    PyObject *result = PyObject_CallMethodObjArgs(owner, name, a, b, NULL);
-    Py_XDECREF(result);
-    return result ? 0 : -1;
-}
-
 /* By way of Python: a subscription of JetStream's, or a client with a delivery of its own. */
 static int deliver_slowly(struct delivery *d, const struct parts *parts, PyObject *data)
 {
@@ -196,7 +188,7 @@ static int end_subscription(struct delivery *d, bool last)
         return -1;
     if (PyErr_Occurred())
         return -1;
-    return last ? 0 : call_and_drop(d->client, fast_name__drop_interest, d->number, NULL);
+    return last ? 0 : fast_call_method(d->client, fast_name__drop_interest, d->number, NULL);
 }
 
 static int enqueue(struct delivery *d, struct fast_subscription *subscription, PyObject *message, Py_ssize_t size)
@@ -209,12 +201,12 @@ static int enqueue(struct delivery *d, struct fast_subscription *subscription, P
     long long pending = subscription->pending_size + size;
     if ((subscription->pending_bytes_limit > 0 && pending >= subscription->pending_bytes_limit) ||
         (queue->maxsize > 0 && (Py_ssize_t)queue->ring->count >= queue->maxsize))
-        return call_and_drop(d->client, fast_name__too_slow, (PyObject *)subscription, message);
+        return fast_call_method(d->client, fast_name__too_slow, (PyObject *)subscription, message);
     subscription->pending_size = pending;
     if (fast_ring_push_untracked(queue->ring, message))
         return -1;
     if (queue->getters && PyObject_Size(queue->getters) > 0)
-        return call_and_drop((PyObject *)queue, fast_name_wake_one, NULL, NULL);
+        return fast_call_method((PyObject *)queue, fast_name_wake_one, NULL, NULL);
     return 0;
 }
 

@@ -30,6 +30,8 @@
 extern PyTypeObject *fast_ring_type, *fast_message_type, *fast_call_type, *fast_connection_type, *fast_queue_type,
     *fast_subscription_type, *fast_iterator_type, *fast_loan_type, *fast_block_type, *fast_lender_type;
 
+enum { FAST_ALONE = 1 << 16 }; /* bytes of a payload that is copied without the GIL */
+
 /* Names of attributes and methods, interned. */
 #define FAST_NAMES(X)                                                                                                          \
     X(_status) X(_removed) X(_subs) X(stats) X(out_msgs) X(out_bytes) X(in_msgs) X(in_bytes) X(wake_one) X(settle)             \
@@ -57,6 +59,9 @@ static inline bool fast_is(PyObject *object, PyTypeObject *type, PyTypeObject **
 }
 bool fast_is_message(PyObject *object);
 bool fast_looks_like_message(PyObject *object); /* the same for the collector: no reference is taken */
+
+/* Calls owner.name(a, b) for its effect; the arguments end with the first NULL. -1 with an exception. */
+int fast_call_method(PyObject *owner, PyObject *name, PyObject *a, PyObject *b);
 
 /* Each adds its type to the module; -1 with an exception. */
 int fast_add_ring(PyObject *module);

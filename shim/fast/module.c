@@ -19,6 +19,13 @@ PyTypeObject *fast_add_type(PyObject *module, PyType_Spec *spec)
     return (PyTypeObject *)type;
 }
 
+int fast_call_method(PyObject *owner, PyObject *name, PyObject *a, PyObject *b)
+{
+    PyObject *result = PyObject_CallMethodObjArgs(owner, name, a, b, NULL);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
 static int intern_names(void)
 {
 #define INTERN(name)                                                                                                           \

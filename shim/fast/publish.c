@@ -9,7 +9,6 @@
 #define SMALL 256             /* messages up to here reach YIELD_S first */
 enum {
     CLOCK_EVERY = 8,  /* small messages between looks at the clock */
-    ALONE = 1 << 16,  /* bytes of a payload that is copied without the GIL */
     NOT_PLAIN = 1,    /* beside negative errnos */
 };
 
@@ -55,13 +54,6 @@ static bool is_well(struct fast_connection *connection)
            PyDict_GetItemWithError(connection->attributes, fast_name__removed) == Py_False;
 }
 
-static int call_and_drop(PyObject *owner, PyObject *name, PyObject *a, PyObject *b)
-{
-    PyObject *result = PyObject_CallMethodObjArgs(owner, name, a, b, NULL);
-    Py_XDECREF(result);
-    return result ? 0 : -1;
-}
-
 /* After a message went out: what the connection keeps about it. -1 with an exception. */
 static int note(struct fast_connection *connection, int reached, long long size, PyObject *subject, PyObject *reply)
 {
@@ -70,9 +62,9 @@ static int note(struct fast_connection *connection, int reached, long long size,
     Py_XDECREF(stats);
     if (!counted)
         return -1;
-    if (reached == 0 && reply && call_and_drop(connection->client, fast_name__no_responders, subject, reply))
+    if (reached == 0 && reply && fast_call_method(connection->client, fast_name__no_responders, subject, reply))
         return -1;
-    return connection->trimming ? 0 : call_and_drop(connection->client, fast_name__start_trim, NULL, NULL);
+    return connection->trimming ? 0 : fast_call_method(connection->client, fast_name__start_trim, NULL, NULL);
 }
 
 /* Publishes when that is plain. 0: it went out, and was noted; NOT_PLAIN: nothing was done; negative: libnsn's errno, nothing
@@ -92,7 +84,7 @@ static int post(struct fast_connection *connection, PyObject *subject, PyObject 
     struct nsn_session *session = connection->session;
     const uint8_t *data = (const uint8_t *)PyBytes_AsString(payload);
     int reached;
-    if (size < ALONE) {
+    if (size < FAST_ALONE) {
         reached = nsn_publish(session, subject_at, (size_t)subject_length, reply_at, (size_t)reply_length, NULL, 0, data,
                               (size_t)size);
     } else {

@@ -114,17 +114,14 @@ static Py_ssize_t size_of(PyObject *item)
 static PyObject *take(struct fast_subscription *subscription, struct fast_queue *queue)
 {
     Py_INCREF((PyObject *)queue); /* what is called here may replace it */
-    PyObject *message = fast_ring_pop(queue->ring), *settled = NULL;
+    PyObject *message = fast_ring_pop(queue->ring);
     Py_ssize_t size = size_of(message);
     bool well = size >= 0;
     if (well) {
         subscription->pending_size -= size;
-        if (queue->joiners && PyList_Check(queue->joiners) && PyList_Size(queue->joiners) > 0) {
-            settled = PyObject_CallMethodObjArgs((PyObject *)queue, fast_name_settle, NULL);
-            well = settled != NULL;
-        }
+        if (queue->joiners && PyList_Check(queue->joiners) && PyList_Size(queue->joiners) > 0)
+            well = fast_call_method((PyObject *)queue, fast_name_settle, NULL, NULL) == 0;
     }
-    Py_XDECREF(settled);
     Py_DECREF((PyObject *)queue);
     if (!well)
         Py_CLEAR(message);
@@ -284,12 +281,9 @@ static enum fast_step run_iteration(struct fast_call *call, PyObject **result)
     if (!call->passed && turn_is_due((struct fast_connection *)subscription->connection))
         return FAST_PASS;
     *result = take(subscription, queue);
-    if (*result && subscription->max_msgs > 0 && subscription->max_msgs <= subscription->received) {
-        PyObject *ended = PyObject_CallMethodObjArgs(call->owner, fast_name__cancel, NULL);
-        if (!ended)
-            Py_CLEAR(*result);
-        Py_XDECREF(ended);
-    }
+    bool was_last = subscription->max_msgs > 0 && subscription->max_msgs <= subscription->received;
+    if (*result && was_last && fast_call_method(call->owner, fast_name__cancel, NULL, NULL))
+        Py_CLEAR(*result);
     return *result ? FAST_DONE : FAST_FAILED;
 }
 

@@ -9,41 +9,24 @@ import subprocess
 import sys
 import sysconfig
 import textwrap
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import insane_nats._fast
-from tests.test_c import FLAGS, JOBS, LIBNSN, MODES, compile_c
+from tests.sanitized import build, variables
+from tests.test_c import LIBNSN
 from tools.servers import ROOT, Server
 
 FAST = ROOT / "shim" / "fast"
 SEED = 20261
 SECONDS = 5
-PRELOADED = ("libasan.so", "libubsan.so")
-
-
-def preloaded() -> list[str] | None:
-    """The sanitizers' libraries, which an interpreter that was built without needs first; None where they are not there."""
-    compiler = os.environ.get("CC", "gcc")
-    found = []
-    for name in PRELOADED:
-        done = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True)
-        path = Path(done.stdout.strip())
-        if done.returncode or not path.is_absolute():
-            return None
-        found.append(str(path))
-    return found
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Of a process whose insane_nats is the sanitized one."""
-    libraries = preloaded()
-    if libraries is None:
-        pytest.skip("there is no libasan.so: gcc's libasan is not installed")
+    sanitizers = variables()
     folder = tmp_path_factory.mktemp("sanitized")
     package = folder / "insane_nats"
     installed = Path(insane_nats._fast.__file__).parent
@@ -52,26 +35,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     build(LIBNSN, folder, shared, (), ("-lpthread",))
     limited = ("-DPy_LIMITED_API=0x030B0000", "-I", sysconfig.get_paths()["include"], "-Wno-missing-field-initializers")
     build(FAST, folder, package / "_fast.abi3.so", limited, (str(shared), "-Wl,-rpath,$ORIGIN/lib"))
-    return {
-        **os.environ,
-        "LD_PRELOAD": " ".join(libraries),
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
-        "PYTHONMALLOC": "malloc",
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-    }
-
-
-def build(sources: Path, folder: Path, target: Path, options: Sequence[str], libraries: Sequence[str]) -> None:
-    """A shared object of all sources."""
-    flags = [*FLAGS, *MODES["address"], "-fPIC"]
-    objects = {source: folder / f"{source.stem}.o" for source in sorted(sources.glob("*.c"))}
-    commands = [[*flags, *options, "-c", str(source), "-o", str(made)] for source, made in objects.items()]
-    with ThreadPoolExecutor(JOBS) as pool:
-        errors = "".join(pool.map(compile_c, commands))
-    assert not errors, errors
-    error = compile_c([*flags, "-shared", "-o", str(target), *map(str, objects.values()), *libraries])
-    assert not error, error
+    return {**os.environ, **sanitizers, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
 
 
 def run(environment: dict[str, str], runtime_dir: Path, *arguments: str) -> str:

@@ -22,9 +22,9 @@ if sys.platform != "linux":
 
 import insane_nats as nats
 from tests.nsnd_client import runtime_directory
+from tests.sanitized import build, variables
 from tests.test_auth import AuthNode
 from tests.test_c import LIBNSN
-from tests.test_fast_sanitized import build, preloaded
 from tests.test_permissions import USERS, Raw
 from tools.servers import ROOT
 
@@ -45,9 +45,7 @@ LAST_WORDS = (b"PUB may.x 100\r\nx", b"PUB", b"\xff\r\n", b"A" * 5000, b"PUB may
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Of a node whose relays are the sanitized ones."""
-    libraries = preloaded()
-    if libraries is None:
-        pytest.skip("there is no libasan.so: gcc's libasan is not installed")
+    sanitizers = variables()
     folder = tmp_path_factory.mktemp("sanitized")
     sources = folder / "relay"
     shutil.copytree(ROOT / "nsnd" / "relay", sources)
@@ -59,13 +57,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     build(LIBNSN, folder, shared, (), ("-lpthread",))
     limited = ("-DPy_LIMITED_API=0x030B0000", "-I", sysconfig.get_paths()["include"], "-w")
     build(sources, folder, folder / "nsnd" / "_relay.abi3.so", limited, (str(shared),))
-    return {
-        "LD_PRELOAD": " ".join(libraries),
-        "PYTHONPATH": str(folder),
-        "PYTHONMALLOC": "malloc",
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-    }
+    return {**sanitizers, "PYTHONPATH": str(folder)}
 
 
 @pytest.fixture

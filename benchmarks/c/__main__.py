@@ -11,7 +11,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 LIBNSN = FOLDER.parents[1] / "shim" / "libnsn"
-FLAGS = ("-std=gnu11", "-D_GNU_SOURCE=", "-O3", "-Wall", "-Wextra", "-I", str(LIBNSN))
+FLAGS = ("-std=gnu11", "-D_GNU_SOURCE=", "-O3", "-flto=auto", "-Wall", "-Wextra", "-I", str(LIBNSN))
 JOBS = 2
 
 

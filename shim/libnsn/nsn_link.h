@@ -153,6 +153,9 @@ struct nsn_record_view {
 /* The next record, not yet consumed: 1, 0 when empty, -EPROTO when the producer's words or bytes are impossible. A second
  * peek gives the same record. limit_stamp: records stamped later are not seen (0 is returned). */
 int nsn_link_in_peek(struct nsn_link_in *link, struct nsn_record_view *view, uint64_t limit_stamp);
+/* Begins to fetch, side by side, the cache lines that the next peek reads one behind another: for when they are known to have
+ * changed. */
+void nsn_link_in_prefetch(const struct nsn_link_in *link);
 /* Stamp of the next record without checking the rest: 1 and *stamp, 0 when empty, -EPROTO. */
 int nsn_link_in_stamp(struct nsn_link_in *link, uint64_t *stamp);
 /* Behind a peek at a message with NSN_RECORD_PARTS: copies its headers and payload, all of them, to `bytes` (NULL: passes them

@@ -17,6 +17,7 @@
 #define LOW_CHUNKS ((1ull << NSN_LINK_KEEP) - 1)
 #define TRIM_WORTH 16384u /* bytes of the current chunk for which alone a trim does not pay */
 #define SUBJECT_MAX 4096u
+#define PREFETCHED 3u     /* cache lines: a small record */
 
 struct nsn_link_in {
     struct nsn_link_file *file;
@@ -128,6 +129,14 @@ static int load_tail(struct nsn_link_in *link)
         return broken(link);
     link->tail = tail;
     return 0;
+}
+
+void nsn_link_in_prefetch(const struct nsn_link_in *link)
+{
+    __builtin_prefetch(&link->file->producer.tail);
+    const uint8_t *next = link->open ? link->chunk + nsn_link_offset_of(link->head) : NULL;
+    for (uint32_t line = 0; next && line < PREFETCHED; line++)
+        __builtin_prefetch(next + line * NSN_CACHE_LINE);
 }
 
 static int open_chunk(struct nsn_link_in *link)

@@ -321,6 +321,8 @@ static inline __attribute__((always_inline)) bool look_at(struct nsn_session *s,
 {
     uint32_t word = nsn_load_acquire32(said); /* pairs with announce(): behind the link's tail */
     struct nsn_peer_in *peer = s->in[slot];
+    if (peer)
+        nsn_link_in_prefetch(peer->link);
     uint64_t lives = peer ? nsn_load_acquire(&s->map.slots->slot[slot].alive) : 0;
     if (peer && (!lives || lives == peer->generation)) {
         activate(s, peer);

@@ -88,7 +88,7 @@ static void insane_echo(struct insane_node *node)
 
 static int send_one(const struct ends *ends, const uint8_t *bytes)
 {
-    struct nsn_buffer *buffer;
+    struct nsn_buffer *buffer = NULL;
     CHECK_EQUAL(nsn_insane_get_buffer(ends->insane, SIZE, UINT64_MAX, &buffer), 0);
     memcpy(buffer->data, bytes, SIZE);
     int token = nsn_insane_emit(ends->insane, ends->source, buffer, 0);

@@ -74,7 +74,7 @@ static inline struct nsn_insane *insane_session(struct insane_node *node)
 
 static inline uint32_t insane_stream(struct nsn_insane *insane, int consumption, int reliability)
 {
-    uint32_t stream;
+    uint32_t stream = 0;
     struct nsn_options options = {.consumption = consumption, .reliability = reliability};
     CHECK_EQUAL(nsn_insane_create_stream(insane, &options, &stream), 0);
     return stream;

@@ -195,22 +195,40 @@ class Worker:
     # --- one way: bursts -----------------------------------------------------------------------------------------------
     async def sink(self) -> Result:
         client = await self.connect()
+        task = self.task
+        size, period, burst = task.size, task.period, task.burst
         received = wrong = 0
 
-        async def take(message: Any) -> None:
+        def take(message: Any) -> bool:
+            """True when a burst is there as a whole, which is to be answered. As little as that takes: it counts on both sides."""
             nonlocal received, wrong
-            wrong += not self.check(bytes(message.data), received % self.task.burst)
+            data = message.data
+            if len(data) != size or data[-1] != received % burst % period:
+                wrong += 1
             received += 1
-            if received % self.task.burst == 0:
+            return received % burst == 0
+
+        async def called_back(message: Any) -> None:
+            if take(message):
                 await client.publish("bench.taken", b"")
 
+        async def iterate(subscription: Any) -> None:
+            async for message in subscription.messages:
+                if take(message):
+                    await client.publish("bench.taken", b"")
+
+        async def take_one_by_one(subscription: Any) -> None:
+            while True:
+                if take(await subscription.next_msg(timeout=None)):
+                    await client.publish("bench.taken", b"")
+
         taking: asyncio.Future[None] | None = None
-        if self.task.way == "callback":
-            await client.subscribe("bench.data.>", cb=take)
+        if task.way == "callback":
+            await client.subscribe("bench.data.>", cb=called_back)
         else:
             subscription = await client.subscribe("bench.data.>")
-            ways = {"iterator": self.iterate, "next_msg": self.take_one_by_one}
-            taking = asyncio.ensure_future(ways[self.task.way](subscription, take))
+            ways = {"iterator": iterate, "next_msg": take_one_by_one}
+            taking = asyncio.ensure_future(ways[task.way](subscription))
         await client.flush()
         result = await self.answer(lambda: {"received": received, "wrong": wrong})
         if taking is not None:
@@ -218,14 +236,6 @@ class Worker:
             await asyncio.wait([taking])
         await client.close()
         return result
-
-    async def iterate(self, subscription: Any, take: Callable[[Any], Awaitable[None]]) -> None:
-        async for message in subscription.messages:
-            await take(message)
-
-    async def take_one_by_one(self, subscription: Any, take: Callable[[Any], Awaitable[None]]) -> None:
-        while True:
-            await take(await subscription.next_msg(timeout=None))
 
     async def source(self) -> Result:
         client = await self.connect()

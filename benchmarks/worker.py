@@ -200,7 +200,7 @@ class Worker:
         received = wrong = 0
 
         def take(message: Any) -> bool:
-            """True when a burst is there as a whole, which is to be answered. As little as that takes: it counts on both sides."""
+            """True when a burst is there as a whole, which is to be answered. It does no more: that counts on both sides."""
             nonlocal received, wrong
             data = message.data
             if len(data) != size or data[-1] != received % burst % period:

@@ -7,6 +7,10 @@ from typing import Any, Generic, TypeVar, final
 
 T = TypeVar("T")
 
+BATCH: int  # messages taken at once, at most
+YIELD_S: float  # publish() lets the event loop go round at least this often,
+YIELD_BYTES: int  # and once in so many bytes
+
 @final
 class Ring(Generic[T]):
     def append(self, item: T, /) -> None: ...

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from insane_nats._fast import Block
     from insane_nats._fast import Connection as FastConnection
 
-YIELD_S = 0.002  # publish() lets the event loop go round at least this often,
-YIELD_BYTES = 2 << 20  # and once in so many bytes
 CANCELLED_SETTLE_NS = 100_000_000  # for which a cancelled task holds its event loop up, at most, until its interest is known
 EVERY_MESSAGE = ("publish", "request", "_request_new_style", "_flush_pending", "_send_ping", "flush")
 
@@ -128,10 +126,10 @@ class Client(Attaching):
         if self._fast is not None and not self._fast.trimming:
             self._start_trim()
         self._burst += size
-        if monotonic() > self._yield_at or self._burst > YIELD_BYTES:
+        if monotonic() > self._yield_at or self._burst > native.fast.YIELD_BYTES:
             await one_pass()
             self._burst = 0
-            self._yield_at = monotonic() + YIELD_S
+            self._yield_at = monotonic() + native.fast.YIELD_S
 
     async def _publish_elsewhere(self, subject: str, payload: bytes, reply: str, headers: dict[str, str] | None) -> None:
         """On plain NATS, and on a connection that is closed or was never made."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nats.aio.msg import Msg
 
-from insane_nats.shim import headers
+from insane_nats.shim import headers, native
 from insane_nats.shim.deadlines import Deadlines
 from insane_nats.shim.native import ffi, lib
 from insane_nats.shim.session import DETACHED, REFUSED, Session
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("insane_nats")
 
-BATCH = 512  # messages taken at once, at most (shim/fast/connection.c)
 MALLOC_BYTES = 8 << 20  # see _keep_heap
 TURN_S = 0.002  # of one pass of the event loop, while there is a backlog
 PASS_S = 0.001  # who spins goes through the event loop at least this often
@@ -179,7 +178,7 @@ class Pump:
         self._fast.last_pass = now = monotonic()
         count = self._take(0)
         if count:
-            while count == BATCH and monotonic() - now < TURN_S:
+            while count == native.fast.BATCH and monotonic() - now < TURN_S:
                 count = self._take(0)
             if self._spinning:
                 self._spinning = False

@@ -8,7 +8,6 @@
 PyTypeObject *fast_connection_type;
 
 enum {
-    BATCH = 512,          /* messages taken at once */
     BLOB_SIZE = 1 << 20,  /* bytes of their small parts */
 };
 
@@ -327,10 +326,10 @@ static int take_batch(struct fast_connection *connection, long long spin_ns)
     if (spin_ns > 0) {
         struct nsn_session *session = connection->session;
         Py_BEGIN_ALLOW_THREADS
-        count = nsn_receive(session, connection->messages, BATCH, connection->blob, BLOB_SIZE, (uint64_t)spin_ns);
+        count = nsn_receive(session, connection->messages, FAST_BATCH, connection->blob, BLOB_SIZE, (uint64_t)spin_ns);
         Py_END_ALLOW_THREADS
     } else {
-        count = nsn_receive(connection->session, connection->messages, BATCH, connection->blob, BLOB_SIZE, 0);
+        count = nsn_receive(connection->session, connection->messages, FAST_BATCH, connection->blob, BLOB_SIZE, 0);
     }
     if (count <= 0 || !connection->session)
         return count;
@@ -392,7 +391,7 @@ static PyObject *new_connection(PyTypeObject *type, PyObject *arguments, PyObjec
     struct fast_connection *connection = (struct fast_connection *)allocate(type, 0);
     if (!connection)
         return NULL;
-    connection->messages = PyMem_Malloc(BATCH * sizeof *connection->messages);
+    connection->messages = PyMem_Malloc(FAST_BATCH * sizeof *connection->messages);
     connection->blob = PyMem_Malloc(BLOB_SIZE);
     connection->attributes = PyObject_GetAttrString(client, "__dict__");
     connection->lender = fast_lender_new((struct nsn_session *)(uintptr_t)session, keeper);

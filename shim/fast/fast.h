@@ -32,6 +32,11 @@ extern PyTypeObject *fast_ring_type, *fast_message_type, *fast_call_type, *fast_
 
 enum { FAST_ALONE = 1 << 16 }; /* bytes of a payload that is copied without the GIL */
 
+/* Python has these, too, by their names without FAST_. */
+#define FAST_BATCH 512             /* messages taken at once, at most */
+#define FAST_YIELD_S 0.002         /* publish() lets the event loop go round at least this often, */
+#define FAST_YIELD_BYTES (2 << 20) /* and once in so many bytes */
+
 /* Names of attributes and methods, interned. */
 #define FAST_NAMES(X)                                                                                                          \
     X(_status) X(_removed) X(_subs) X(stats) X(out_msgs) X(out_bytes) X(in_msgs) X(in_bytes) X(wake_one) X(settle)             \

@@ -39,6 +39,16 @@ static int intern_names(void)
 static int (*const adders[])(PyObject *) = {fast_add_ring, fast_add_message, fast_add_call, fast_add_connection,
                                             fast_add_subscription, fast_add_lend};
 
+static int add_constants(PyObject *module)
+{
+    PyObject *yield_s = PyFloat_FromDouble(FAST_YIELD_S);
+    int result = yield_s ? PyModule_AddObjectRef(module, "YIELD_S", yield_s) : -1;
+    Py_XDECREF(yield_s);
+    if (result || PyModule_AddIntConstant(module, "BATCH", FAST_BATCH))
+        return -1;
+    return PyModule_AddIntConstant(module, "YIELD_BYTES", FAST_YIELD_BYTES);
+}
+
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "insane_nats._fast",
@@ -51,7 +61,7 @@ PyMODINIT_FUNC PyInit__fast(void)
     PyObject *module = PyModule_Create(&definition);
     if (!module)
         return NULL;
-    if (intern_names())
+    if (intern_names() || add_constants(module))
         goto failed;
     for (size_t i = 0; i < sizeof adders / sizeof *adders; i++)
         if (adders[i](module))

@@ -4,10 +4,8 @@
 
 #include <string.h>
 
-#define YIELD_S 0.002         /* publish() lets the event loop go round at least this often, */
-#define YIELD_BYTES (2 << 20) /* and once in so many bytes; */
-#define SMALL 256             /* messages up to here reach YIELD_S first */
 enum {
+    SMALL = 256,      /* bytes: messages up to here reach FAST_YIELD_S first */
     CLOCK_EVERY = 8,  /* small messages between looks at the clock */
     NOT_PLAIN = 1,    /* beside negative errnos */
 };
@@ -106,7 +104,7 @@ static bool pass_is_due(struct fast_connection *connection, long long size)
 {
     if (size > SMALL)
         connection->burst += size;
-    if (connection->burst > YIELD_BYTES)
+    if (connection->burst > FAST_YIELD_BYTES)
         return true;
     if (size <= SMALL && connection->publishes++ % CLOCK_EVERY)
         return false;
@@ -119,7 +117,7 @@ static enum fast_step run(struct fast_call *call, PyObject **result)
     PyObject **argument = call->argument;
     if (call->passed) {
         connection->burst = 0;
-        connection->yield_at = fast_now() + YIELD_S;
+        connection->yield_at = fast_now() + FAST_YIELD_S;
     } else {
         if (!connection->client) {
             PyErr_SetString(PyExc_RuntimeError, "publish() of a connection that was closed long ago");

@@ -359,6 +359,10 @@ static int stand_in_event(struct nsn_event *event)
 #define nsn_next_event(s, event) stand_in_event(event)
 
 #include "../../nsnd/relay/nsn_relay.c"
+#include "../../nsnd/relay/nsn_relay_lines.c"
+#include "../../nsnd/relay/nsn_relay_out.c"
+#include "../../nsnd/relay/nsn_relay_publish.c"
+#include "../../nsnd/relay/nsn_relay_subscriptions.c"
 
 /* The client cannot know it. */
 static void make_secret(const uint8_t *data, size_t size)

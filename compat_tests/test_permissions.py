@@ -142,6 +142,53 @@ async def test_what_a_member_may_not_have_goes_to_another(new_backend: OwnServer
     assert {message.subject for message in [await mine.next_msg(1) for _ in range(mine.pending_msgs)]} == {"q.open"}
 
 
+async def members(two: Both, count: int, pattern: str = "q.*") -> list[Any]:
+    """Of a queue group, each of a client of its own with the permissions."""
+    clients = [await two.backend.connect(user="me", password="p", name=f"{number}") for number in range(count)]
+    subscriptions = [await client.subscribe(pattern, queue="g") for client in clients]
+    await sync(*clients)
+    return subscriptions
+
+
+QUEUE_DENIED = {"subscribe": {"allow": ["q.*", "_INBOX.>"], "deny": ["q.secret"]}}
+
+
+@covers("1.12 permissions/queue")
+async def test_of_many_members_the_one_that_may_have_it_gets_it_all(new_backend: OwnServers) -> None:
+    two = await both(new_backend, QUEUE_DENIED)
+    denied = await members(two, 3)
+    allowed = await two.free.subscribe("q.*", queue="g")
+    await sync(two.free)
+    for number in range(300):
+        await two.me.publish("q.secret", b"%d" % number)
+        await two.me.publish("q.open", b"%d" % number)
+    await sync(two.me)
+    await until(lambda: sum(one.pending_msgs for one in (*denied, allowed)) == 600, what="all arrive")
+    await arrived(two.free, two.free)
+    got = [await allowed.next_msg(1) for _ in range(allowed.pending_msgs)]
+    assert sorted(int(message.data) for message in got if message.subject == "q.secret") == list(range(300))
+    others = [await one.next_msg(1) for one in denied for _ in range(one.pending_msgs)]
+    assert {message.subject for message in others} == {"q.open"}
+    numbers = [int(message.data) for message in (*got, *others) if message.subject == "q.open"]
+    assert sorted(numbers) == list(range(300))
+
+
+@covers("1.12 permissions/queue")
+@pytest.mark.parametrize("count", [1, 3])
+async def test_what_no_member_may_have_goes_to_nobody(new_backend: OwnServers, count: int) -> None:
+    two = await both(new_backend, QUEUE_DENIED)
+    denied = await members(two, count)
+    plain = await two.free.subscribe("q.secret")
+    await sync(two.free)
+    for number in range(50):
+        await two.free.publish("q.secret", b"%d" % number)
+    await two.free.publish("q.open", b"last")
+    await until(lambda: sum(one.pending_msgs for one in denied) == 1, what="what they may have arrives")
+    await arrived(two.free, two.me)
+    assert sum(one.pending_msgs for one in denied) == 1
+    assert plain.pending_msgs == 50
+
+
 @covers("1.12 permissions/responses")
 @pytest.mark.parametrize("most", [1, 3])
 async def test_responses(new_backend: OwnServers, most: int) -> None:

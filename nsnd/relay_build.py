@@ -17,7 +17,7 @@ RELAY = Path(__file__).resolve().parent / "relay"
 
 def main(output: str) -> None:
     """What Python needs of it."""
-    headers = ["nsn_permissions.h", "nsn_replies.h", "nsn_relay.h"]
+    headers = ["nsn_permissions.h", "nsn_replies.h", "nsn_relays.h", "nsn_relay.h"]
     write("nsnd._relay", "".join(declarations(str(RELAY / header)) for header in headers), headers, output)
 
 

@@ -53,6 +53,8 @@ static bool attached(struct nsn_relay *r)
         .no_echo = r->no_echo,
         .budget = BUDGET + r->options->max_payload,
         .write_deadline_ns = WRITE_DEADLINE_NS,
+        .may_have = nsn_relays_may_have,
+        .context = r,
     };
     r->session = nsn_session_open(&options, words, sizeof words);
     if (!r->session)
@@ -63,7 +65,11 @@ static bool attached(struct nsn_relay *r)
         poll(&one, 1, 100);
         nsn_session_process(r->session, 0);
     }
-    return nsn_session_state(r->session) == NSN_READY;
+    if (nsn_session_state(r->session) != NSN_READY)
+        return false;
+    nsn_session_info(r->session, &r->info);
+    nsn_relays_add(r->options->relays, r);
+    return true;
 }
 
 /* nsnd, and what happened to the session. */
@@ -111,7 +117,7 @@ static void sleep_until_due(struct nsn_relay *r, bool waits, bool *trimmed)
 
 void nsn_relay_permit(struct nsn_relay_options *options, const struct nsn_permissions *permissions)
 {
-    __atomic_store_n(&options->permissions, permissions, __ATOMIC_RELEASE); /* pairs with the load in nsn_relay_renew_permissions() */
+    __atomic_store_n(&options->permissions, permissions, __ATOMIC_RELEASE); /* pairs with nsn_relay_permissions() */
 }
 
 static enum nsn_relay_step take_next(struct nsn_relay *r)
@@ -162,6 +168,7 @@ static void end(struct nsn_relay *r)
     if (r->session) {
         hand_over(r->session);
         nsn_session_close(r->session);
+        nsn_relays_remove(r->options->relays, r);
     }
     for (struct nsn_relay_subscription *one; (one = r->subscriptions);) {
         r->subscriptions = one->next;
@@ -185,7 +192,7 @@ void nsn_relay_run(int client, const struct nsn_relay_options *options)
         return;
     }
     r->options = options;
-    r->may = __atomic_load_n(&options->permissions, __ATOMIC_ACQUIRE);
+    r->may = nsn_relay_permissions(options);
     r->replies = replies;
     r->client = client;
     r->last_subscription = &r->subscriptions;

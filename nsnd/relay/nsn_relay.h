@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 struct nsn_permissions;
+struct nsn_relays;
 
 struct nsn_relay_options {
     const char *socket_path; /* nsnd's control socket */
@@ -16,6 +17,7 @@ struct nsn_relay_options {
     uint32_t application_id;
     uint32_t subscriptions_max;
     uint64_t max_payload; /* bytes */
+    struct nsn_relays *relays; /* all of the node, this one among them */
     const struct nsn_permissions *permissions; /* others may take their place meanwhile, by nsn_relay_permit() */
 };
 

@@ -10,6 +10,7 @@
 #include "nsn_permissions.h"
 #include "nsn_relay.h"
 #include "nsn_relay_bytes.h"
+#include "nsn_relays.h"
 #include "nsn_replies.h"
 #include "nsn_session.h"
 
@@ -33,6 +34,8 @@ struct nsn_relay {
     const struct nsn_permissions *may;
     struct nsn_replies *replies;
     struct nsn_session *session;
+    struct nsn_session_info info;
+    struct nsn_relay *neighbour; /* in the node's relays */
     int client;
     struct nsn_bytes in, out;
     struct nsn_relay_subscription *subscriptions, **last_subscription;
@@ -65,6 +68,12 @@ static inline uint64_t nsn_relay_now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* What holds from now on. Pairs with the store in nsn_relay_permit(). */
+static inline const struct nsn_permissions *nsn_relay_permissions(const struct nsn_relay_options *options)
+{
+    return __atomic_load_n(&options->permissions, __ATOMIC_ACQUIRE);
+}
+
 static inline bool nsn_relay_is_full(const struct nsn_relay *r) { return nsn_bytes_length(&r->out) > OUT_MAX; }
 static inline bool nsn_relay_holds(const struct nsn_relay *r) { return r->next < r->count; }
 
@@ -94,5 +103,12 @@ bool nsn_relay_deliver(struct nsn_relay *r);
 enum nsn_relay_step nsn_relay_publish(struct nsn_relay *r, struct nsn_word subject, struct nsn_word reply,
                                       const uint8_t *headers, size_t header_length, const uint8_t *payload,
                                       size_t payload_length);
+
+/* the other relays (nsn_relays.c) */
+void nsn_relays_add(struct nsn_relays *relays, struct nsn_relay *relay);
+/* Harmless when it was not added. */
+void nsn_relays_remove(struct nsn_relays *relays, struct nsn_relay *relay);
+/* For sessions. context: the relay that asks. */
+int nsn_relays_may_have(void *context, const struct nsn_member *member);
 
 #endif

@@ -97,7 +97,7 @@ void nsn_relay_end_subscriptions(struct nsn_relay *r)
 /* What may not be heard any more ends, and the client is told so. */
 void nsn_relay_renew_permissions(struct nsn_relay *r)
 {
-    const struct nsn_permissions *now = __atomic_load_n(&r->options->permissions, __ATOMIC_ACQUIRE); /* pairs: permit */
+    const struct nsn_permissions *now = nsn_relay_permissions(r->options);
     if (now == r->may)
         return;
     r->may = now;
@@ -144,7 +144,7 @@ static void deliver_one(struct nsn_relay *r, const struct nsn_message *message)
             nsn_relay_put_message(r, message->sid, subject, reply, headers, message->header_length, payload,
                                   message->payload_length);
             nsn_replies_heard(r->replies, r->may, reply.at, reply.length, nsn_relay_now_ns());
-        } else if (queue.length && !(message->flags & NSN_MESSAGE_PASSED_ON)) {
+        } else if (queue.length) {
             nsn_pass_on(r->session, message->sid, subject.at, subject.length, reply.at, reply.length, headers,
                         message->header_length, payload, message->payload_length);
         }

@@ -15,6 +15,13 @@
 
 struct nsn_session;
 
+/* A member of a queue group, and what may be passed on to it. */
+struct nsn_member {
+    uint32_t slot, generation;    /* of its session */
+    const char *subject, *queue;
+    size_t subject_length, queue_length;
+};
+
 struct nsn_session_options {
     const char *socket_path;      /* nsnd's control socket */
     const char *name;             /* shown in status; "" for none */
@@ -28,6 +35,9 @@ struct nsn_session_options {
     int answers;                  /* 1: who opens it looks for nsn_session_challenge() while CONNECTING, and answers. Else nsnd
                                      refuses it where it asks for credentials */
     int relay;                    /* 1: to be relayed, where it asks for credentials */
+    int (*may_have)(void *context, const struct nsn_member *member); /* asked, with the session's lock held, before a message
+                                     is passed on: 0, it is not to go there. NULL: all may have everything */
+    void *context;                /* of may_have */
 };
 
 enum nsn_session_state { NSN_CONNECTING = 0, NSN_READY = 1, NSN_DETACHED = 2, NSN_REFUSED_STATE = 3, NSN_CLOSED = 4, NSN_LOST = 5 };
@@ -133,7 +143,6 @@ struct nsn_message {              /* eight words, so that a batch can be read as
 enum nsn_message_flags {
     NSN_MESSAGE_LARGE = 1,
     NSN_MESSAGE_LAST = 2,         /* the subscription's maximum is reached: it is removed */
-    NSN_MESSAGE_PASSED_ON = 4,    /* another member of the queue group could not take it */
 };
 
 /* Takes up to `most` messages, or 1 MiB of payloads, whose small parts fit into blob. Subscriptions of one record each get a message (they share
@@ -146,7 +155,7 @@ int nsn_receive(struct nsn_session *session, struct nsn_message *messages, int m
 const uint8_t *nsn_large(struct nsn_session *session, uint32_t large);
 void nsn_large_release(struct nsn_session *session, uint32_t large);
 /* For who received a message by a subscription with a queue group, and may not have it: another member gets a copy, if there
- * is one. 0, or -ENOENT: there is no such subscription. */
+ * is one that may have it; else it is dropped, and counted. 0, or -ENOENT: there is no such subscription. */
 int nsn_pass_on(struct nsn_session *session, uint32_t sid, const char *subject, size_t subject_length, const char *reply,
                 size_t reply_length, const uint8_t *headers, size_t header_length, const uint8_t *payload,
                 size_t payload_length);

@@ -692,8 +692,7 @@ static int take_record(struct nsn_session *s, struct nsn_peer_in *peer, const st
         takers++;
         batch->messages[batch->count++] = (struct nsn_message){
             .sid = view->sids[i],
-            .flags = took(s, subscription) | (large ? NSN_MESSAGE_LARGE : 0) |
-                     (record->flags & NSN_RECORD_PASSED_ON ? NSN_MESSAGE_PASSED_ON : 0),
+            .flags = took(s, subscription) | (large ? NSN_MESSAGE_LARGE : 0),
             .offset = offset,
             .subject_length = record->subject_length,
             .reply_length = record->reply_length,

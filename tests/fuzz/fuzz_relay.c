@@ -337,6 +337,7 @@ static int stand_in_event(struct nsn_event *event)
 #define nsn_session_process(s, spin) stand_in_process()
 #define nsn_session_control_fd(s) 1001
 #define nsn_session_bell_fd(s) 1002
+#define nsn_session_info(s, info) ((void)(info))
 #define nsn_session_refusal(s) EKEYREJECTED
 #define nsn_session_unsent(s) (decide() & 1)
 #define nsn_links_taken(s) 1
@@ -363,6 +364,7 @@ static int stand_in_event(struct nsn_event *event)
 #include "../../nsnd/relay/nsn_relay_out.c"
 #include "../../nsnd/relay/nsn_relay_publish.c"
 #include "../../nsnd/relay/nsn_relay_subscriptions.c"
+#include "../../nsnd/relay/nsn_relays.c"
 
 /* The client cannot know it. */
 static void make_secret(const uint8_t *data, size_t size)
@@ -376,8 +378,11 @@ static void make_secret(const uint8_t *data, size_t size)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+    static struct nsn_relays *relays;
     if (!rules[0])
         make_rules();
+    if (!relays)
+        MUST(relays = nsn_relays_new());
     size_t rest = size ? size - 1 : 0, decided = size ? 2u * data[rest] : 0;
     const uint8_t *cut = data + rest - (decided < rest ? decided : rest);
     input = (struct input){data, cut};
@@ -391,7 +396,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     closed = 0;
     rule = !(decide() & 1);
     struct nsn_relay_options given = {.socket_path = "", .name = "", .info = "{}", .lame_duck = "{\"ldm\":true}", .application_id = 1,
-                                      .subscriptions_max = SUBSCRIPTIONS, .max_payload = 200, .permissions = rules[rule]};
+                                      .subscriptions_max = SUBSCRIPTIONS, .max_payload = 200, .permissions = rules[rule],
+                                      .relays = relays};
     options = &given;
     nsn_relay_run(CLIENT, &given);
     MUST(closed == 1 && !opened);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import nats.errors
@@ -210,6 +211,89 @@ async def test_responses(new_backend: OwnServers, most: int) -> None:
     assert await payloads(inbox) == [b"%d" % number for number in range(most)]
     await two.me.publish("anything", b"x")
     await until(lambda: two.calls.errors, what="it is told")
+
+
+ANSWERS: dict[str, object] = {"publish": ["ask"], "subscribe": ["ask", "ask.*"], "allow_responses": True}
+
+
+async def refused(two: Both, *subjects: str) -> None:
+    """It is told that it may not publish there, each as often as named, and nothing else."""
+    await sync(two.me)
+    await until(lambda: len(two.calls.errors) >= len(subjects), what="it is told")
+    assert two.told() == [f'nats: permissions violation for publish to "{subject}"' for subject in subjects]
+
+
+@covers("1.12 permissions/responses")
+async def test_a_client_may_answer_what_it_asked_itself(new_backend: OwnServers) -> None:
+    """So a reply subject of its choice gives it a right to publish there, once: what it was sent may be answered."""
+    two = await both(new_backend, ANSWERS)
+    await two.me.subscribe("ask")
+    heard = await two.free.subscribe("secret.*")
+    await sync(two.me, two.free)
+    await two.me.publish("ask", b"", reply="secret.x")
+    await two.me.publish("secret.x", b"at once")
+    await two.me.publish("secret.x", b"no")
+    await refused(two, "secret.x")
+    await two.me.publish("ask", b"", reply="secret.y")
+    await sync(two.me)
+    await two.me.publish("secret.y", b"later")
+    await two.me.publish("secret.z", b"no")
+    await refused(two, "secret.z")
+    await arrived(two.free, two.free)
+    assert await payloads(heard) == [b"at once", b"later"]
+
+
+@covers("1.12 permissions/responses")
+@pytest.mark.parametrize("case", ["not-subscribed", "no-echo"])
+async def test_what_does_not_reach_it_may_not_be_answered(new_backend: OwnServers, case: str) -> None:
+    two = await both(new_backend, ANSWERS, no_echo=case == "no-echo")
+    if case == "no-echo":
+        await two.me.subscribe("ask")
+        await sync(two.me)
+    await two.me.publish("ask", b"", reply="secret.x")
+    await two.me.publish("secret.x", b"no")
+    await refused(two, "secret.x")
+
+
+@covers("1.12 permissions/responses")
+async def test_of_a_queue_group_only_who_was_asked_may_answer(new_backend: OwnServers) -> None:
+    two = await both(new_backend, ANSWERS)
+    first = await two.me.subscribe("ask.*", queue="g")
+    calls = Calls()
+    also = await two.backend.connect(user="me", password="p", **calls.options)
+    second = await also.subscribe("ask.*", queue="g")
+    await sync(two.me, also)
+    for number in range(20):
+        await two.free.publish("ask.x", b"", reply=f"answers.{number}")
+    await sync(two.free)
+    await until(lambda: first.pending_msgs + second.pending_msgs == 20, what="all arrive")
+    got = {(await one.next_msg(1)).reply for one in (first,) for _ in range(first.pending_msgs)}
+    for number in range(20):
+        await two.me.publish(f"answers.{number}", b"")
+        await also.publish(f"answers.{number}", b"")
+    await refused(two, *(f"answers.{number}" for number in range(20) if f"answers.{number}" not in got))
+    await until(lambda: len(calls.errors) == len(got), what="the other is told")
+    assert 0 < len(got) < 20
+
+
+# A: asked. +, -: answered, and that is allowed or refused. _: 200 ms go by, of the 300 that a right to answer lasts.
+TURNS = ["A++-", "A_+_-", "AA+-", "A+A-", "A++A++-", "A++-A++-", "A_A_-", "A__A++-", "A__-A++-", "A_+A_-"]
+
+
+@covers("1.12 permissions/responses")
+@pytest.mark.parametrize("turns", TURNS)
+async def test_rights_to_answer_are_used_up_and_end(new_backend: OwnServers, turns: str) -> None:
+    """Each is for two answers. Who is asked with a subject that it may answer gets no other right, and uses one up."""
+    responses = {"max": 2, "expires": "300ms" if new_backend.name == "nats" else 0.3}
+    two = await both(new_backend, ANSWERS | {"allow_responses": responses})
+    await two.me.subscribe("ask")
+    await sync(two.me)
+    for turn in turns:
+        if turn == "_":
+            await asyncio.sleep(0.2)
+            continue
+        await two.me.publish(*(("ask", b"", "r") if turn == "A" else ("r", b"")))
+        await refused(two, *(["r"] if turn == "-" else []))
 
 
 @covers("1.12 permissions/requests")

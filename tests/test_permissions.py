@@ -146,7 +146,7 @@ def test_no_allowed_subscription_hears_what_is_not() -> None:
 
 
 def test_replies_are_counted_and_end() -> None:
-    one = made()
+    one = made(publish_allow=["may"])
     lib.nsn_permissions_responses(one, 2, 1000)
     replies = ffi.gc(lib.nsn_replies_new(), lib.nsn_replies_free)
 
@@ -166,6 +166,8 @@ def test_replies_are_counted_and_end() -> None:
     assert not answer("r.0", 0)
     assert answer("r.4999", 0)
     assert answer("r.904", 0)
+    heard("may", 0)
+    assert not answer("may", 0)
 
 
 # --- a client that keeps to no rule -----------------------------------------------------------------------------------

@@ -24,20 +24,34 @@ static void tell_nobody_answers(struct nsn_relay *r, struct nsn_word subject, st
     }
 }
 
-/* Whether the client may; if not, it is told so. */
-static bool may_publish(struct nsn_relay *r, struct nsn_word subject, struct nsn_word reply)
+enum verdict { MAY, MAY_NOT, NOT_KNOWN_YET };
+
+/* Whether it has the right to answer there, which comes with a message that reaches the client. What it sent to itself a line
+ * ago lies in the fabric still, and a NATS server would have delivered it by now. */
+static enum verdict may_answer(struct nsn_relay *r, struct nsn_word subject)
 {
-    if (begins(subject, "_GR_.") || begins(subject, "$GR.") || begins(subject, "$NRG.") ||
-        (!nsn_may_publish(r->may, subject.at, subject.length) &&
-         !nsn_replies_answer(r->replies, r->may, subject.at, subject.length, nsn_relay_now_ns()))) {
+    uint64_t expires_ns;
+    if (!nsn_permissions_answers(r->may, &expires_ns))
+        return MAY_NOT;
+    do {
+        if (nsn_replies_answer(r->replies, r->may, subject.at, subject.length, nsn_relay_now_ns()))
+            return MAY;
+    } while (nsn_relay_deliver(r));
+    return nsn_relay_is_full(r) || nsn_receive_held(r->session) ? NOT_KNOWN_YET : MAY_NOT;
+}
+
+/* If it may not, the client is told so. */
+static enum verdict may_publish(struct nsn_relay *r, struct nsn_word subject, struct nsn_word reply)
+{
+    bool reserved = begins(subject, "_GR_.") || begins(subject, "$GR.") || begins(subject, "$NRG.");
+    enum verdict verdict = reserved ? MAY_NOT : nsn_may_publish(r->may, subject.at, subject.length) ? MAY : may_answer(r, subject);
+    if (verdict == MAY_NOT)
         nsn_relay_say(r, "-ERR 'Permissions Violation for Publish to \"%.*s\"'\r\n", (int)subject.length, subject.at);
-        return false;
-    }
-    if (reply.length && (begins(reply, "_R_.") || begins(reply, "_GR_.") || begins(reply, "$GR.") || begins(reply, "$JS.ACK."))) {
-        nsn_relay_say(r, "-ERR 'Permissions Violation for Publish with Reply of \"%.*s\"'\r\n", (int)reply.length, reply.at);
-        return false;
-    }
-    return true;
+    if (verdict != MAY || !reply.length ||
+        !(begins(reply, "_R_.") || begins(reply, "_GR_.") || begins(reply, "$GR.") || begins(reply, "$JS.ACK.")))
+        return verdict;
+    nsn_relay_say(r, "-ERR 'Permissions Violation for Publish with Reply of \"%.*s\"'\r\n", (int)reply.length, reply.at);
+    return MAY_NOT;
 }
 
 static bool is_literal(struct nsn_word subject)
@@ -49,8 +63,9 @@ enum nsn_relay_step nsn_relay_publish(struct nsn_relay *r, struct nsn_word subje
                                       const uint8_t *headers, size_t header_length, const uint8_t *payload,
                                       size_t payload_length)
 {
-    if (!r->checked && !may_publish(r, subject, reply))
-        return DONE;
+    enum verdict verdict = r->checked ? MAY : may_publish(r, subject, reply);
+    if (verdict != MAY)
+        return verdict == MAY_NOT ? DONE : WAIT;
     if (!r->checked && r->pedantic && !is_literal(subject))
         nsn_relay_say(r, "-ERR 'Invalid Publish Subject'\r\n");
     r->checked = true;

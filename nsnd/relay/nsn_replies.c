@@ -74,22 +74,6 @@ static void remember(struct nsn_replies *replies, uint64_t hash, const char *sub
     *first = one;
 }
 
-void nsn_replies_heard(struct nsn_replies *replies, const struct nsn_permissions *permissions, const char *reply, size_t length,
-                       uint64_t now_ns)
-{
-    uint64_t expires_ns;
-    if (!nsn_permissions_answers(permissions, &expires_ns) || !length)
-        return;
-    uint64_t hash = nsn_hash(reply, length, replies->seed);
-    struct reply *known = find(replies, hash, reply, length);
-    if (!known) {
-        remember(replies, hash, reply, length, now_ns);
-        return;
-    }
-    known->heard_ns = now_ns;
-    known->answered = 0;
-}
-
 bool nsn_replies_answer(struct nsn_replies *replies, const struct nsn_permissions *permissions, const char *subject,
                         size_t length, uint64_t now_ns)
 {
@@ -103,4 +87,14 @@ bool nsn_replies_answer(struct nsn_replies *replies, const struct nsn_permission
         return false;
     }
     return true;
+}
+
+void nsn_replies_heard(struct nsn_replies *replies, const struct nsn_permissions *permissions, const char *reply, size_t length,
+                       uint64_t now_ns)
+{
+    uint64_t expires_ns;
+    if (!length || !nsn_permissions_answers(permissions, &expires_ns) || nsn_may_publish(permissions, reply, length) ||
+        nsn_replies_answer(replies, permissions, reply, length, now_ns))
+        return;
+    remember(replies, nsn_hash(reply, length, replies->seed), reply, length, now_ns);
 }

@@ -13,7 +13,8 @@ struct nsn_replies;
 /* NULL: no memory. */
 struct nsn_replies *nsn_replies_new(void);
 void nsn_replies_free(struct nsn_replies *replies);
-/* A message with this reply subject goes to the client. Its answers are counted from here on anew. */
+/* A message with this reply subject goes to the client, which has a right to answer from now on. As with a nats-server, one
+ * that it has already stays as it is, and this message counts as an answer. */
 void nsn_replies_heard(struct nsn_replies *replies, const struct nsn_permissions *permissions, const char *reply, size_t length,
                        uint64_t now_ns);
 /* True when it may, which counts as one answer. */

@@ -18,6 +18,8 @@ RELAYS_MAX = 512  # of a node
 OTHERS_RELAYS_MAX = 32  # of one user that is not nsnd's
 SUBSCRIPTIONS_MAX = 16384  # of one of them
 OTHERS_SUBSCRIPTIONS_MAX = 512  # the same of a user that is not nsnd's
+BUDGET = 64 << 20  # bytes of a relay's session, beside what the largest message has
+WRITE_DEADLINE_NS = 10_000_000_000
 
 
 class Relayed(NamedTuple):
@@ -41,7 +43,8 @@ class _Relay:
         self._texts = [ffi.new("char[]", text.encode()) for text in (socket_path, self.name, info, lame_duck)]
         self._options = ffi.new("struct nsn_relay_options *", {
             "socket_path": self._texts[0], "name": self._texts[1], "info": self._texts[2], "lame_duck": self._texts[3],
-            "application_id": application_id, "max_payload": max_payload, "permissions": self._permissions[0], "relays": relays,
+            "application_id": application_id, "max_payload": max_payload, "budget": BUDGET + max_payload,
+            "write_deadline_ns": WRITE_DEADLINE_NS, "permissions": self._permissions[0], "relays": relays,
             "subscriptions_max": SUBSCRIPTIONS_MAX if relayed.uid == os.getuid() else OTHERS_SUBSCRIPTIONS_MAX,
         })
 

@@ -11,11 +11,12 @@
 #include "nsn_relay_internal.h"
 
 #define SAID_MAX (2 * OUT_MAX)    /* above, nothing more is taken from the client either: what it says is answered */
-#define BUDGET (64ull << 20)      /* of a relay's session, and as much as the largest message has */
 #define CONNECT_NS 2000000000ull  /* for the client's CONNECT, as a NATS server waits */
 #define ATTACH_NS 5000000000ull
 #define LAST_NS 2000000000ull     /* at the end, for subscribers to take what was published */
-#define AGAIN_MS 1
+#define HAND_OVER_MS 1
+#define LOOK_MS 16                /* longest sleep between looks at what nobody rings for */
+#define AGAIN_MS 50               /* what waits for the fabric is tried again that often, rung or not */
 #define IDLE_MS 1000
 
 /* INFO is sent, CONNECT comes. */
@@ -51,8 +52,8 @@ static bool attached(struct nsn_relay *r)
         .name = r->options->name,
         .application_id = r->options->application_id,
         .no_echo = r->no_echo,
-        .budget = BUDGET + r->options->max_payload,
-        .write_deadline_ns = WRITE_DEADLINE_NS,
+        .budget = r->options->budget,
+        .write_deadline_ns = r->options->write_deadline_ns,
         .may_have = nsn_relays_may_have,
         .context = r,
     };
@@ -92,7 +93,28 @@ static void attend(struct nsn_relay *r)
     r->over = true;
 }
 
-static void sleep_until_due(struct nsn_relay *r, bool waits, bool *trimmed)
+/* What nobody rings for: that another publisher is outside its publish, for which barriers wait, and messages that are held
+ * back for its sake. That takes a microsecond, unless the other has been stopped right there: it is looked for less and less. */
+static bool waits_for_publishers(const struct nsn_relay *r)
+{
+    const struct nsn_relay_subscription *one = r->subscriptions;
+    while (one && !one->ending)
+        one = one->next;
+    return one || r->pong || nsn_receive_held(r->session);
+}
+
+static int sleep_ms(struct nsn_relay *r, bool waits, bool full)
+{
+    if (!full && waits_for_publishers(r)) {
+        int ms = r->look_ms;
+        r->look_ms = ms ? ms < LOOK_MS ? 2 * ms : LOOK_MS : 1;
+        return ms;
+    }
+    return waits ? AGAIN_MS : r->trimmed && !full ? -1 : IDLE_MS;
+}
+
+/* Until the client, the fabric or nsnd has something, or there is room in a link that a publish waits for: its consumer rings. */
+static void sleep_until_due(struct nsn_relay *r, bool waits)
 {
     bool full = nsn_relay_is_full(r);
     if (!full && (nsn_relay_holds(r) || !nsn_arm(r->session)))
@@ -101,18 +123,16 @@ static void sleep_until_due(struct nsn_relay *r, bool waits, bool *trimmed)
     struct pollfd fds[3] = {
         {.fd = events ? r->client : -1, .events = events}, /* that it has hung up would be said again and again */
         {.fd = nsn_session_control_fd(r->session), .events = POLLIN},
-        {.fd = full ? -1 : nsn_session_bell_fd(r->session), .events = POLLIN},
+        {.fd = nsn_session_bell_fd(r->session), .events = POLLIN},
     };
-    bool soon = waits || r->pong || nsn_receive_held(r->session);
-    for (struct nsn_relay_subscription *one = r->subscriptions; one && !soon; one = one->next)
-        soon = one->ending;
-    int ready = poll(fds, 3, soon ? AGAIN_MS : *trimmed && !full ? -1 : IDLE_MS);
-    if (!full)
-        nsn_disarm(r->session);
-    if (ready == 0 && !soon)
-        *trimmed = nsn_trim(r->session) == 0;
-    else if (ready > 0)
-        *trimmed = false;
+    int ms = sleep_ms(r, waits, full), ready = poll(fds, 3, ms);
+    nsn_disarm(r->session);
+    if (ready > 0) {
+        r->look_ms = 0;
+        r->trimmed = false;
+    } else if (ms == IDLE_MS) {
+        r->trimmed = nsn_trim(r->session) == 0;
+    }
 }
 
 void nsn_relay_permit(struct nsn_relay_options *options, const struct nsn_permissions *permissions)
@@ -130,7 +150,6 @@ static enum nsn_relay_step take_next(struct nsn_relay *r)
 
 static void serve(struct nsn_relay *r)
 {
-    bool trimmed = false;
     while (!r->over && !r->broken) {
         nsn_relay_renew_permissions(r);
         bool busy = nsn_relay_deliver(r);
@@ -144,8 +163,10 @@ static void serve(struct nsn_relay *r)
         nsn_relay_send(r);
         if (step == MORE && r->ended)
             break;
-        if (!busy && step != DONE && !r->over)
-            sleep_until_due(r, step == WAIT, &trimmed);
+        if (busy || step == DONE || r->over)
+            r->look_ms = 0;
+        else
+            sleep_until_due(r, step == WAIT);
     }
 }
 
@@ -156,7 +177,7 @@ static void hand_over(struct nsn_session *session)
     while (nsn_session_state(session) == NSN_READY && nsn_relay_now_ns() < until &&
            (nsn_session_unsent(session) || !nsn_links_taken(session))) {
         struct pollfd one = {.fd = nsn_session_control_fd(session), .events = POLLIN};
-        poll(&one, 1, AGAIN_MS);
+        poll(&one, 1, HAND_OVER_MS);
         nsn_session_process(session, 0);
     }
 }

@@ -18,7 +18,6 @@
 #define OUT_MAX (4u << 20)        /* bytes that wait for the client; above, nothing more is taken from the fabric for it */
 #define BATCH 256
 #define BLOB_SIZE (256u << 10)
-#define WRITE_DEADLINE_NS 10000000000ull
 
 struct nsn_relay_subscription {
     struct nsn_relay_subscription *next;
@@ -47,6 +46,8 @@ struct nsn_relay {
     bool checked;       /* the line at the front of `in` was, and waits for the fabric */
     uint64_t waits_since; /* a publish waits for room */
     uint64_t unread_since; /* the client has taken nothing while too much waits for it */
+    bool trimmed;       /* idle, and there is no memory left to give back */
+    int look_ms;        /* the next sleep, while nobody rings for what it waits for */
     int pong;           /* barrier behind which PONG is due; 0: none */
     int count, next;    /* of messages; those from next on wait until the client reads */
     struct nsn_message messages[BATCH];

@@ -1,5 +1,6 @@
 /* What the client publishes: whether it may, and what becomes of it. */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -59,6 +60,31 @@ static bool is_literal(struct nsn_word subject)
     return nsn_subject_routable(subject.at, subject.length) && !nsn_pattern_has_wildcard(subject.at, subject.length);
 }
 
+/* A subscriber's link is full. Past the deadline it is given up as a slow consumer, and the publish goes on without it. */
+static enum nsn_relay_step wait_for_room(struct nsn_relay *r)
+{
+    uint64_t now = nsn_relay_now_ns();
+    if (!r->waits_since)
+        r->waits_since = now;
+    if (now - r->waits_since >= r->options->write_deadline_ns) {
+        nsn_publish_give_up(r->session);
+        r->waits_since = 0;
+    }
+    return WAIT;
+}
+
+/* What waiting does not help against. The shim knows the words in front, and does not end the connection for them. */
+static void tell_that_it_failed(struct nsn_relay *r, struct nsn_word subject, int error)
+{
+    nsn_publish_count_dropped(r->session);
+    nsn_relay_say(r, "-ERR 'Message Not Delivered to \"%.*s\": ", (int)subject.length, subject.at);
+    if (error == -ENOBUFS)
+        nsn_relay_say(r, "subscribers that do not read hold the %" PRIu64 " MiB which the node keeps for this connection, until "
+                      "they read or end'\r\n", r->options->budget >> 20);
+    else
+        nsn_relay_say(r, "%s'\r\n", nsn_session_error(r->session));
+}
+
 enum nsn_relay_step nsn_relay_publish(struct nsn_relay *r, struct nsn_word subject, struct nsn_word reply,
                                       const uint8_t *headers, size_t header_length, const uint8_t *payload,
                                       size_t payload_length)
@@ -75,16 +101,13 @@ enum nsn_relay_step nsn_relay_publish(struct nsn_relay *r, struct nsn_word subje
         nsn_session_process(r->session, 0);
         return WAIT;
     }
-    if (result == -EAGAIN) {
-        if (!r->waits_since)
-            r->waits_since = nsn_relay_now_ns();
-        if (nsn_relay_now_ns() - r->waits_since < WRITE_DEADLINE_NS)
-            return WAIT;
-        nsn_publish_give_up(r->session);
-        r->waits_since = 0;
-        return WAIT;
-    }
+    if (result == -EAGAIN)
+        return wait_for_room(r);
     r->waits_since = 0;
+    if (result < 0) {
+        tell_that_it_failed(r, subject, result);
+        return DONE;
+    }
     nsn_relay_ok(r);
     if (result == 0 && reply.length && r->headers && r->no_responders)
         tell_nobody_answers(r, subject, reply);

@@ -161,7 +161,7 @@ bool nsn_relay_deliver(struct nsn_relay *r)
     if (nsn_relay_is_full(r)) {
         if (!r->unread_since)
             r->unread_since = nsn_relay_now_ns();
-        r->over |= nsn_relay_now_ns() - r->unread_since > WRITE_DEADLINE_NS; /* a slow consumer */
+        r->over |= nsn_relay_now_ns() - r->unread_since > r->options->write_deadline_ns; /* a slow consumer */
         return false;
     }
     if (!nsn_relay_holds(r)) {

@@ -984,6 +984,14 @@ int nsn_publish_give_up(struct nsn_session *s)
     return count;
 }
 
+void nsn_publish_count_dropped(struct nsn_session *s)
+{
+    pthread_mutex_lock(&s->lock);
+    if (s->page)
+        NSN_COUNT(s, dropped, 1);
+    pthread_mutex_unlock(&s->lock);
+}
+
 static bool space_now(struct nsn_session *s)
 {
     if (s->waiting_pool) {

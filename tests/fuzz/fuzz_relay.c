@@ -346,6 +346,8 @@ static int stand_in_event(struct nsn_event *event)
 #define nsn_drain(s, sid) stand_in_drain(sid)
 #define nsn_publish(s, ...) stand_in_publish(__VA_ARGS__)
 #define nsn_publish_give_up(s) ((void)0)
+#define nsn_publish_count_dropped(s) ((void)0)
+#define nsn_session_error(s) "no memory"
 #define nsn_receive(s, messages, most, blob, size, spin) stand_in_receive(messages, most, blob, size)
 #define nsn_large(s, handle) stand_in_large(handle)
 #define nsn_large_release(s, handle) stand_in_release(handle)
@@ -396,7 +398,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     closed = 0;
     rule = !(decide() & 1);
     struct nsn_relay_options given = {.socket_path = "", .name = "", .info = "{}", .lame_duck = "{\"ldm\":true}", .application_id = 1,
-                                      .subscriptions_max = SUBSCRIPTIONS, .max_payload = 200, .permissions = rules[rule],
+                                      .subscriptions_max = SUBSCRIPTIONS, .max_payload = 200, .budget = 1 << 20, .write_deadline_ns = 10000000000u,
+                                      .permissions = rules[rule],
                                       .relays = relays};
     options = &given;
     nsn_relay_run(CLIENT, &given);

@@ -371,6 +371,21 @@ def test_a_relay_without_a_thread_leaves_nothing_behind(monkeypatch: pytest.Monk
     assert not relays._running
 
 
+def test_thousands_of_subscriptions_do_not_slow_it_down(node: AuthNode) -> None:
+    def seconds(raw: Raw) -> float:
+        begin = time.perf_counter()
+        for _ in range(10):
+            lines = raw.says("PUB a.7 1\r\nx\r\n" * 500)
+            assert lines.count("x") == 500
+        return time.perf_counter() - begin
+
+    many = Raw(node, "all")
+    many.says("".join(f"SUB a.{sid} {sid}\r\n" for sid in range(8, 16_000)) + "SUB a.7 7\r\n")
+    among_many = min(seconds(many) for _ in range(3))
+    many.says("".join(f"UNSUB {sid}\r\n" for sid in range(8, 16_000)))
+    assert among_many < 3 * min(seconds(many) for _ in range(3))
+
+
 def test_without_a_connect_there_is_nothing(node: AuthNode) -> None:
     assert Raw(node, connect="").ends("SUB hear.x 1\r\n") == ["-ERR 'Authorization Violation'"]
 

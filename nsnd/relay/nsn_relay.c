@@ -97,10 +97,7 @@ static void attend(struct nsn_relay *r)
  * back for its sake. That takes a microsecond, unless the other has been stopped right there: it is looked for less and less. */
 static bool waits_for_publishers(const struct nsn_relay *r)
 {
-    const struct nsn_relay_subscription *one = r->subscriptions;
-    while (one && !one->ending)
-        one = one->next;
-    return one || r->pong || nsn_receive_held(r->session);
+    return r->ending || r->pong || nsn_receive_held(r->session);
 }
 
 static int sleep_ms(struct nsn_relay *r, bool waits, bool full)
@@ -191,10 +188,7 @@ static void end(struct nsn_relay *r)
         nsn_session_close(r->session);
         nsn_relays_remove(r->options->relays, r);
     }
-    for (struct nsn_relay_subscription *one; (one = r->subscriptions);) {
-        r->subscriptions = one->next;
-        free(one);
-    }
+    nsn_relay_free_subscriptions(r);
     nsn_bytes_free(&r->in);
     nsn_bytes_free(&r->out);
     nsn_replies_free(r->replies);
@@ -206,9 +200,9 @@ void nsn_relay_run(int client, const struct nsn_relay_options *options)
 {
     struct nsn_relay *r = calloc(1, sizeof *r);
     struct nsn_replies *replies = nsn_replies_new();
-    if (!r || !replies) {
+    if (!r || !replies || nsn_table_init(&r->by_sid) < 0) {
         free(r);
-        free(replies);
+        nsn_replies_free(replies);
         close(client);
         return;
     }

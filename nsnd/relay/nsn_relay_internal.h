@@ -13,6 +13,7 @@
 #include "nsn_relays.h"
 #include "nsn_replies.h"
 #include "nsn_session.h"
+#include "nsn_table.h"
 
 #define LINE_MAX_BYTES 4096u      /* arguments of a line */
 #define OUT_MAX (4u << 20)        /* bytes that wait for the client; above, nothing more is taken from the fabric for it */
@@ -20,7 +21,8 @@
 #define BLOB_SIZE (256u << 10)
 
 struct nsn_relay_subscription {
-    struct nsn_relay_subscription *next;
+    struct nsn_item item; /* by sid */
+    struct nsn_relay_subscription *next, **at; /* in their order; what points to this one */
     uint32_t sid;
     uint64_t delivered;
     int ending; /* unsubscribed, and gone with this barrier; 0: it is not */
@@ -38,7 +40,8 @@ struct nsn_relay {
     int client;
     struct nsn_bytes in, out;
     struct nsn_relay_subscription *subscriptions, **last_subscription;
-    uint32_t subscription_count;
+    struct nsn_table by_sid;
+    uint32_t ending;    /* how many of them are */
     bool verbose, pedantic, no_echo, headers, no_responders;
     bool ended;         /* the client has said all that it will */
     bool over;          /* nothing more is read from it */
@@ -97,6 +100,7 @@ enum nsn_relay_step nsn_relay_take_line(struct nsn_relay *r);
 void nsn_relay_subscribe(struct nsn_relay *r, uint32_t sid, struct nsn_word pattern, struct nsn_word queue);
 void nsn_relay_unsubscribe(struct nsn_relay *r, uint32_t sid, int64_t most);
 void nsn_relay_end_subscriptions(struct nsn_relay *r);
+void nsn_relay_free_subscriptions(struct nsn_relay *r);
 void nsn_relay_renew_permissions(struct nsn_relay *r);
 bool nsn_relay_deliver(struct nsn_relay *r);
 

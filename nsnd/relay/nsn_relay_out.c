@@ -51,23 +51,35 @@ void nsn_relay_ok(struct nsn_relay *r)
         nsn_relay_put(r, "+OK\r\n", 5);
 }
 
+/* The number, and one character behind it. */
+static void put_number(struct nsn_relay *r, size_t number, char behind)
+{
+    char digits[24], *at = digits + sizeof digits;
+    *--at = behind;
+    do
+        *--at = (char)('0' + number % 10);
+    while (number /= 10);
+    nsn_relay_put(r, at, (size_t)(digits + sizeof digits - at));
+}
+
 void nsn_relay_put_message(struct nsn_relay *r, uint32_t sid, struct nsn_word subject, struct nsn_word reply,
                            const uint8_t *headers, size_t header_length, const uint8_t *payload, size_t payload_length)
 {
-    char line[64];
     bool with_headers = header_length && r->headers;
     nsn_relay_put(r, with_headers ? "HMSG " : "MSG ", with_headers ? 5 : 4);
     nsn_relay_put(r, subject.at, subject.length);
-    nsn_relay_put(r, line, (size_t)snprintf(line, sizeof line, " %u ", sid));
+    nsn_relay_put(r, " ", 1);
+    put_number(r, sid, ' ');
     if (reply.length) {
         nsn_relay_put(r, reply.at, reply.length);
         nsn_relay_put(r, " ", 1);
     }
     if (with_headers)
-        nsn_relay_put(r, line, (size_t)snprintf(line, sizeof line, "%zu ", header_length));
+        put_number(r, header_length, ' ');
     else
         header_length = 0;
-    nsn_relay_put(r, line, (size_t)snprintf(line, sizeof line, "%zu\r\n", header_length + payload_length));
+    put_number(r, header_length + payload_length, '\r');
+    nsn_relay_put(r, "\n", 1);
     nsn_relay_put(r, headers, header_length);
     nsn_relay_put(r, payload, payload_length);
     nsn_relay_put(r, "\r\n", 2);

@@ -6,27 +6,47 @@
 #include "nsn_relay_internal.h"
 #include "nsn_subject.h"
 
+static uint64_t hash_of(uint32_t sid) { return nsn_mix(sid ^ 0xa0761d6478bd642full, 0xe7037ed1a0b428dbull); }
+
 static struct nsn_relay_subscription *find(struct nsn_relay *r, uint32_t sid)
 {
-    struct nsn_relay_subscription *one = r->subscriptions;
-    while (one && one->sid != sid)
-        one = one->next;
-    return one;
+    struct nsn_item *item = nsn_table_first(&r->by_sid, hash_of(sid));
+    while (item && nsn_container_of(item, struct nsn_relay_subscription, item)->sid != sid)
+        item = nsn_table_next(item);
+    return item ? nsn_container_of(item, struct nsn_relay_subscription, item) : NULL;
+}
+
+static void add_subscription(struct nsn_relay *r, struct nsn_relay_subscription *one)
+{
+    one->at = r->last_subscription;
+    *one->at = one;
+    r->last_subscription = &one->next;
+    nsn_table_insert(&r->by_sid, &one->item, hash_of(one->sid));
 }
 
 static void remove_subscription(struct nsn_relay *r, struct nsn_relay_subscription *gone)
 {
-    struct nsn_relay_subscription **at = &r->subscriptions;
-    while (*at != gone)
-        at = &(*at)->next;
-    *at = gone->next;
-    if (!*at)
-        r->last_subscription = at;
-    r->subscription_count--;
+    *gone->at = gone->next;
+    if (gone->next)
+        gone->next->at = gone->at;
+    else
+        r->last_subscription = gone->at;
+    nsn_table_remove(&r->by_sid, &gone->item);
     nsn_unsubscribe(r->session, gone->sid, 0);
-    if (gone->ending)
+    if (gone->ending) {
         nsn_barrier_cancel(r->session, gone->ending);
+        r->ending--;
+    }
     free(gone);
+}
+
+void nsn_relay_free_subscriptions(struct nsn_relay *r)
+{
+    for (struct nsn_relay_subscription *one; (one = r->subscriptions);) {
+        r->subscriptions = one->next;
+        free(one);
+    }
+    nsn_table_free(&r->by_sid);
 }
 
 void nsn_relay_subscribe(struct nsn_relay *r, uint32_t sid, struct nsn_word pattern, struct nsn_word queue)
@@ -51,7 +71,7 @@ void nsn_relay_subscribe(struct nsn_relay *r, uint32_t sid, struct nsn_word patt
                       of_queue);
         return;
     }
-    bool room = r->subscription_count < r->options->subscriptions_max;
+    bool room = r->by_sid.count < r->options->subscriptions_max;
     struct nsn_relay_subscription *one = room ? malloc(sizeof *one + pattern.length + queue.length) : NULL;
     if (!one) {
         nsn_relay_say(r, "-ERR 'maximum subscriptions exceeded'\r\n");
@@ -65,9 +85,7 @@ void nsn_relay_subscribe(struct nsn_relay *r, uint32_t sid, struct nsn_word patt
         nsn_relay_say(r, "-ERR 'maximum subscriptions exceeded'\r\n");
         return;
     }
-    *r->last_subscription = one;
-    r->last_subscription = &one->next;
-    r->subscription_count++;
+    add_subscription(r, one);
     nsn_relay_ok(r);
 }
 
@@ -77,20 +95,20 @@ void nsn_relay_unsubscribe(struct nsn_relay *r, uint32_t sid, int64_t most)
     struct nsn_relay_subscription *one = find(r, sid);
     if (one && !one->ending && most > 0 && one->delivered < (uint64_t)most)
         nsn_unsubscribe(r->session, sid, (uint64_t)most);
-    else if (one && !one->ending && nsn_drain(r->session, sid) == 0)
+    else if (one && !one->ending && nsn_drain(r->session, sid) == 0) {
         one->ending = nsn_barrier_begin(r->session);
+        r->ending++;
+    }
     nsn_relay_ok(r);
 }
 
 /* Subscriptions whose last message has come. */
 void nsn_relay_end_subscriptions(struct nsn_relay *r)
 {
-    for (struct nsn_relay_subscription *one = r->subscriptions, *next; one; one = next) {
+    for (struct nsn_relay_subscription *one = r->subscriptions, *next; r->ending && one; one = next) {
         next = one->next;
-        if (one->ending && nsn_barrier_done(r->session, one->ending) != 0) {
-            one->ending = 0;
-            remove_subscription(r, one);
-        }
+        if (one->ending && nsn_barrier_done(r->session, one->ending) != 0)
+            remove_subscription(r, one); /* cancelling a barrier that is done does nothing */
     }
 }
 
@@ -143,7 +161,8 @@ static void deliver_one(struct nsn_relay *r, const struct nsn_message *message)
         if (nsn_may_hear(r->may, subject.at, subject.length, queue.at, queue.length)) {
             nsn_relay_put_message(r, message->sid, subject, reply, headers, message->header_length, payload,
                                   message->payload_length);
-            nsn_replies_heard(r->replies, r->may, reply.at, reply.length, nsn_relay_now_ns());
+            if (reply.length)
+                nsn_replies_heard(r->replies, r->may, reply.at, reply.length, nsn_relay_now_ns());
         } else if (queue.length) {
             nsn_pass_on(r->session, message->sid, subject.at, subject.length, reply.at, reply.length, headers,
                         message->header_length, payload, message->payload_length);

@@ -115,6 +115,19 @@ async def test_subscribe(new_backend: OwnServers, case: str) -> None:
     assert two.me.is_connected
 
 
+@covers("1.12 permissions/subscribe")
+@pytest.mark.parametrize("queue", ["", "g"])
+async def test_what_is_denied_does_not_count_toward_a_maximum(new_backend: OwnServers, queue: str) -> None:
+    two = await both(new_backend, {"subscribe": {"allow": ["q.*", "_INBOX.>"], "deny": ["q.secret"]}})
+    mine = await two.me.subscribe("q.*", queue=queue)
+    await mine.unsubscribe(limit=2)
+    await sync(two.me)
+    for subject in ("q.secret", "q.secret", "q.a", "q.secret", "q.b", "q.c"):
+        await two.free.publish(subject, subject.encode())
+    await arrived(two.free, two.me)
+    assert await payloads(mine) == [b"q.a", b"q.b"]
+
+
 @covers("1.12 permissions/queue")
 async def test_permissions_for_queue_groups(new_backend: OwnServers) -> None:
     two = await both(new_backend, {"subscribe": {"allow": ["a g.*", "b"], "deny": ["b bad"]}})

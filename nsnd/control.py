@@ -287,8 +287,8 @@ class Control:
         if not hello.answers:
             raise ProtocolError(errno.EACCES, f"application ID {hello.application_id} asks for credentials, and this program "
                                 f"gives none: give them (insane.Session(…, user=, password=), user and password under [app] of "
-                                f"nsn-app.cfg, or nats.connect() of insane_nats {__version__}), or use an application ID that is "
-                                f"in no [auth.*] of nsnd.cfg")
+                                f"nsn-app.cfg, or nats.connect() of insane_nats {__version__}), or use an application ID that "
+                                f"is in no [auth.*] of nsnd.cfg")
         connection.login = Login(hello, authentication.nonce())
         connection.send(pack_challenge(connection.version, connection.login.nonce))
 

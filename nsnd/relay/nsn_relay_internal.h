@@ -114,6 +114,6 @@ void nsn_relays_add(struct nsn_relays *relays, struct nsn_relay *relay);
 /* Harmless when it was not added. */
 void nsn_relays_remove(struct nsn_relays *relays, struct nsn_relay *relay);
 /* For sessions. context: the relay that asks. */
-int nsn_relays_may_have(void *context, const struct nsn_member *member);
+int nsn_relays_may_have(void *context, const struct nsn_receiver *receiver);
 
 #endif

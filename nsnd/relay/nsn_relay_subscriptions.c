@@ -154,19 +154,10 @@ static void deliver_one(struct nsn_relay *r, const struct nsn_message *message)
         headers = nsn_large(r->session, message->large);
     const uint8_t *payload = headers ? headers + message->header_length : NULL;
     struct nsn_relay_subscription *subscription = find(r, message->sid);
-    struct nsn_word queue = {"", 0};
-    if (subscription)
-        queue = (struct nsn_word){subscription->text + subscription->pattern_length, subscription->queue_length};
     if (headers && subscription && is_word(subject) && is_word(reply)) {
-        if (nsn_may_hear(r->may, subject.at, subject.length, queue.at, queue.length)) {
-            nsn_relay_put_message(r, message->sid, subject, reply, headers, message->header_length, payload,
-                                  message->payload_length);
-            if (reply.length)
-                nsn_replies_heard(r->replies, r->may, reply.at, reply.length, nsn_relay_now_ns());
-        } else if (queue.length) {
-            nsn_pass_on(r->session, message->sid, subject.at, subject.length, reply.at, reply.length, headers,
-                        message->header_length, payload, message->payload_length);
-        }
+        nsn_relay_put_message(r, message->sid, subject, reply, headers, message->header_length, payload, message->payload_length);
+        if (reply.length)
+            nsn_replies_heard(r->replies, r->may, reply.at, reply.length, nsn_relay_now_ns());
     }
     if (message->flags & NSN_MESSAGE_LARGE)
         nsn_large_release(r->session, message->large);

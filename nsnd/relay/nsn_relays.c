@@ -42,22 +42,28 @@ void nsn_relays_remove(struct nsn_relays *relays, struct nsn_relay *relay)
 }
 
 /* Slots are numbered in each application ID's, and account's, directory. */
-static bool is_at(const struct nsn_relay *relay, const struct nsn_relay *beside, const struct nsn_member *member)
+static bool is_at(const struct nsn_relay *relay, const struct nsn_relay *beside, const struct nsn_receiver *receiver)
 {
-    return relay->info.slot == member->slot && relay->info.generation == member->generation &&
+    return relay->info.slot == receiver->slot && relay->info.generation == receiver->generation &&
            strcmp(relay->info.directory, beside->info.directory) == 0;
 }
 
-int nsn_relays_may_have(void *context, const struct nsn_member *member)
+static bool may_hear(const struct nsn_permissions *permissions, const struct nsn_receiver *receiver)
+{
+    return nsn_may_hear(permissions, receiver->subject, receiver->subject_length, receiver->queue, receiver->queue_length);
+}
+
+int nsn_relays_may_have(void *context, const struct nsn_receiver *receiver)
 {
     const struct nsn_relay *asking = context;
+    if (is_at(asking, asking, receiver))
+        return may_hear(asking->may, receiver);
     struct nsn_relays *relays = asking->options->relays;
     pthread_mutex_lock(&relays->lock);
-    const struct nsn_relay *relay = relays->buckets[member->slot % BUCKETS];
-    while (relay && !is_at(relay, asking, member))
+    const struct nsn_relay *relay = relays->buckets[receiver->slot % BUCKETS];
+    while (relay && !is_at(relay, asking, receiver))
         relay = relay->neighbour;
-    bool may = !relay || nsn_may_hear(nsn_relay_permissions(relay->options), member->subject, member->subject_length,
-                                      member->queue, member->queue_length);
+    bool may = !relay || may_hear(nsn_relay_permissions(relay->options), receiver);
     pthread_mutex_unlock(&relays->lock);
     return may;
 }

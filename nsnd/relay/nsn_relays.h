@@ -1,4 +1,4 @@
-/* All relays of a node: they ask here whether a queue message may go to the client of another one. */
+/* All relays of a node: they ask here whether a message may go to a client. */
 #ifndef NSN_RELAYS_H
 #define NSN_RELAYS_H
 

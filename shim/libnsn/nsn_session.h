@@ -15,8 +15,8 @@
 
 struct nsn_session;
 
-/* A member of a queue group, and what may be passed on to it. */
-struct nsn_member {
+/* A subscription, and what it is to get. */
+struct nsn_receiver {
     uint32_t slot, generation;    /* of its session */
     const char *subject, *queue;
     size_t subject_length, queue_length;
@@ -35,8 +35,10 @@ struct nsn_session_options {
     int answers;                  /* 1: who opens it looks for nsn_session_challenge() while CONNECTING, and answers. Else nsnd
                                      refuses it where it asks for credentials */
     int relay;                    /* 1: to be relayed, where it asks for credentials */
-    int (*may_have)(void *context, const struct nsn_member *member); /* asked, with the session's lock held, before a message
-                                     is passed on: 0, it is not to go there. NULL: all may have everything */
+    int (*may_have)(void *context, const struct nsn_receiver *receiver); /* asked, with the session's lock held, before an own
+                                     subscription gets a message, and before another session's, to which it is passed on: 0,
+                                     it is not to. So it goes to another member of the queue group, or is dropped. NULL: all
+                                     may have everything */
     void *context;                /* of may_have */
 };
 
@@ -157,12 +159,6 @@ int nsn_receive(struct nsn_session *session, struct nsn_message *messages, int m
 /* Where a large message's headers and payload lie (headers first), read-only, until it is released. NULL: unknown. */
 const uint8_t *nsn_large(struct nsn_session *session, uint32_t large);
 void nsn_large_release(struct nsn_session *session, uint32_t large);
-/* For who received a message by a subscription with a queue group, and may not have it: another member gets a copy, if there
- * is one that may have it; else it is dropped, and counted. 0, or -ENOENT: there is no such subscription. */
-int nsn_pass_on(struct nsn_session *session, uint32_t sid, const char *subject, size_t subject_length, const char *reply,
-                size_t reply_length, const uint8_t *headers, size_t header_length, const uint8_t *payload,
-                size_t payload_length);
-
 /* 1 when messages were held back for causal order, or wait to be passed on to another member of a queue group (call receive
  * again soon, without sleeping long). */
 int nsn_receive_held(struct nsn_session *session);

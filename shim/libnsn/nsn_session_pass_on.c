@@ -260,26 +260,3 @@ void nsn_pass_on_parting(void *session, uint32_t slot, uint32_t generation, cons
         if (peer->slot != s->slot && nsn_load_acquire(&s->map.slots->slot[peer->slot].alive) != peer->generation)
             nsn_pass_on_take_back(s, peer);
 }
-
-int nsn_pass_on(struct nsn_session *s, uint32_t sid, const char *subject, size_t subject_length, const char *reply,
-                size_t reply_length, const uint8_t *headers, size_t header_length, const uint8_t *payload,
-                size_t payload_length)
-{
-    pthread_mutex_lock(&s->lock);
-    const struct nsn_subscription *subscription = nsn_subscription_find(s, sid);
-    int result = subscription && subscription->queue_length ? 0 : -ENOENT;
-    if (!result) {
-        struct nsn_record_view view = {
-            .record = {.subject_length = (uint16_t)subject_length, .reply_length = (uint16_t)reply_length,
-                       .header_length = (uint32_t)header_length, .payload_length = (uint32_t)payload_length},
-            .subject = subject, .reply = reply, .headers = headers, .payload = payload,
-        };
-        struct nsn_passing *passing = nsn_pass_on_queue(s, sid, &view, NULL, subscription->names + subscription->pattern_length,
-                                                        subscription->queue_length);
-        if (passing)
-            passing->refused = true;
-        nsn_pass_on_waiting(s);
-    }
-    pthread_mutex_unlock(&s->lock);
-    return result;
-}

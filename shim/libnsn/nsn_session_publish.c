@@ -544,9 +544,9 @@ static int fitness_of(struct nsn_session *s, const struct nsn_target *member, co
 static bool may_have(const struct nsn_session *s, const struct nsn_route_queue *queue, const struct nsn_target *member,
                      const struct nsn_parts *parts)
 {
-    struct nsn_member asked = {.slot = member->slot, .generation = member->generation, .subject = parts->subject,
-                               .queue = queue->name, .subject_length = parts->subject_length,
-                               .queue_length = queue->name_length};
+    struct nsn_receiver asked = {.slot = member->slot, .generation = member->generation, .subject = parts->subject,
+                                 .queue = queue->name, .subject_length = parts->subject_length,
+                                 .queue_length = queue->name_length};
     return !s->options.may_have || s->options.may_have(s->options.context, &asked);
 }
 

@@ -38,6 +38,7 @@ static const char *const replies[] = {"", "reply", "a b", "hear.x"};
 
 static struct nsn_session session;
 static struct nsn_relay_options *options;
+static struct nsn_session_options asks; /* who may have a message */
 static struct nsn_permissions *rules[2]; /* 0: everything; 1: some */
 static struct heard all[SUBSCRIPTIONS];
 static struct input input, decisions;
@@ -165,8 +166,9 @@ static int stand_in_close(int fd)
 
 /* --- the session ---------------------------------------------------------------------------------------------------- */
 
-static struct nsn_session *stand_in_open(void)
+static struct nsn_session *stand_in_open(const struct nsn_session_options *given)
 {
+    asks = *given;
     uint8_t how = decide();
     connecting = how & 3;
     state = how == 0xff ? NSN_REFUSED_STATE : NSN_READY;
@@ -273,6 +275,9 @@ static int stand_in_receive(struct nsn_message *messages, int most, uint8_t *blo
     for (struct heard *one = all; one < all + SUBSCRIPTIONS && count < most; one++) {
         if (!one->used || !nsn_pattern_matches(one->pattern, one->pattern_length, subject, length))
             continue;
+        if (!asks.may_have(asks.context, &(struct nsn_receiver){.subject = subject, .queue = one->queue, .subject_length = length,
+                                                                .queue_length = one->queue_length}))
+            continue;
         messages[count] = message;
         messages[count].sid = one->sid;
         if (++one->delivered == one->most)
@@ -331,7 +336,7 @@ static int stand_in_event(struct nsn_event *event)
 #define poll(fds, count, timeout) stand_in_poll(fds, count, timeout)
 #define shutdown(fd, how) ((void)(how))
 #define close(fd) stand_in_close(fd)
-#define nsn_session_open(given, words, size) ((void)(given), (void)(words), stand_in_open())
+#define nsn_session_open(given, words, size) ((void)(words), stand_in_open(given))
 #define nsn_session_close(s) stand_in_end()
 #define nsn_session_state(s) ((void)(s), stand_in_state())
 #define nsn_session_process(s, spin) stand_in_process()
@@ -351,7 +356,6 @@ static int stand_in_event(struct nsn_event *event)
 #define nsn_receive(s, messages, most, blob, size, spin) stand_in_receive(messages, most, blob, size)
 #define nsn_large(s, handle) stand_in_large(handle)
 #define nsn_large_release(s, handle) stand_in_release(handle)
-#define nsn_pass_on(...) ((void)0)
 #define nsn_receive_held(s) 0
 #define nsn_arm(s) 1
 #define nsn_disarm(s) ((void)0)

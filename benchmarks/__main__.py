@@ -17,12 +17,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.run import Outcome, Side, run
+from benchmarks.run import Outcome, Side, WithUsers, run
 from benchmarks.scenarios import ROWS, SCENARIOS, Row
+from compat_tests.authorization import Authorization, Authorized
 from tools import servers
 
 RETRIES = 2
 MAX_PAYLOAD = 64 << 20
+PERMISSIONS: dict[str, object] = {"publish": ["bench.>"], "subscribe": {"allow": ["bench.>"], "deny": ["bench.secret.>"]}}
 SIDES = ("theirs", "ours")
 Rounds = dict[str, list[tuple[Outcome, Outcome]]]  # by scenario: (theirs, ours) a round
 
@@ -138,10 +140,29 @@ def run_all(rows: list[Row], rounds: int, quick: bool, loop: str) -> tuple[list[
         nats_server = stack.enter_context(servers.nats_server(folder, "-c", str(folder / "nats-server.conf")))
         nsnd = stack.enter_context(servers.nsnd(folder, runtime_dir, "--config", str(folder / "nsnd.cfg")))
         plain = (nats_server.url, nats_server.pid)
-        theirs = Side("theirs", "nats", *plain, *plain)
-        ours = Side("ours", "insane_nats", nsnd.url, nsnd.pid, *plain)
+        their_users, our_users = servers_with_users(stack, folder)
+        theirs = Side("theirs", "nats", *plain, *plain, their_users)
+        ours = Side("ours", "insane_nats", nsnd.url, nsnd.pid, *plain, our_users)
         results = asyncio.run(measure(scenarios, theirs, ours, rounds, quick, loop))
     return [figure(row, pairs_of(row, results)) for row in rows], results
+
+
+def servers_with_users(stack: contextlib.ExitStack, folder: Path) -> tuple[WithUsers, WithUsers]:
+    """Theirs and ours."""
+    port = servers.free_port()
+    users = Authorization(Authorized("limited", "p", permissions=PERMISSIONS), Authorized("free", "p"))
+    (folder / "users.conf").write_text(users.for_nats_server())
+    (folder / "users.cfg").write_text(users.for_nsnd(port))
+    (folder / "users.cfg").chmod(0o600)
+    runtime_dir = stack.enter_context(servers.private_runtime_dir())
+    theirs = stack.enter_context(servers.nats_server(folder, "-c", str(folder / "users.conf")))
+    ours = stack.enter_context(servers.nsnd(folder, runtime_dir, "--config", str(folder / "users.cfg"), port=port))
+    return with_users(theirs), with_users(ours)
+
+
+def with_users(server: servers.Server) -> WithUsers:
+    limited, free = (server.url.replace("//", f"//{user}:p@") for user in ("limited", "free"))
+    return WithUsers(limited, free, server.pid)
 
 
 def pairs_of(row: Row, results: Rounds) -> list[tuple[Outcome, Outcome]]:

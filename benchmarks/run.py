@@ -20,8 +20,18 @@ RESULT_S = 180.0
 
 
 @dataclass(frozen=True)
+class WithUsers:
+    """A server that tells two users apart: the URLs of the one with permissions and of the other, and its process."""
+
+    limited_url: str
+    free_url: str
+    pid: int
+
+
+@dataclass(frozen=True)
 class Side:
-    """One of the two worlds: the module that programs import, its server's URL and process, and the nats-server's."""
+    """One of the two worlds: the module that programs import, its server's URL and process, the nats-server's, and its server
+    that has users."""
 
     name: str
     module: str
@@ -29,6 +39,13 @@ class Side:
     server_pid: int
     plain_url: str
     plain_pid: int
+    users: WithUsers
+
+    def server(self, scenario: Scenario, role: str) -> tuple[str, int]:
+        """URL and process of the one that a program talks to."""
+        if scenario.limited:
+            return self.users.limited_url if role in scenario.limited else self.users.free_url, self.users.pid
+        return (self.plain_url, self.plain_pid) if scenario.plain else (self.url, self.server_pid)
 
 
 @dataclass
@@ -112,20 +129,22 @@ async def run(scenario: Scenario, side: Side, quick: bool = False, loop: str = "
 
 
 async def _run(scenario: Scenario, side: Side, quick: bool, loop: str) -> Outcome:
-    url, server_pid = (side.plain_url, side.plain_pid) if scenario.plain else (side.url, side.server_pid)
-    if scenario.qos and side.module == "insane_nats":
-        url += f"?{scenario.qos}"
+    query = f"?{scenario.qos}" if scenario.qos and side.module == "insane_nats" else ""
+
+    def task(role: str) -> Task:
+        return Task(role, side.module, side.server(scenario, role)[0] + query, **options)
+
     options = {**scenario.options, **(scenario.quick if quick else {}), "loop": loop}
     async with contextlib.AsyncExitStack() as stack:
         passive = []
         for role in scenario.passive:
-            passive.append(await stack.enter_async_context(program(Task(role, side.module, url, **options))))
+            passive.append(await stack.enter_async_context(program(task(role))))
         for one in passive:
             await one.ready()
             one.tell("go")
-        active = await stack.enter_async_context(program(Task(scenario.active, side.module, url, **options)))
+        active = await stack.enter_async_context(program(task(scenario.active)))
         await active.ready()
-        others = [server_pid, *(one.process.pid for one in passive)]
+        others = [side.server(scenario, scenario.active)[1], *(one.process.pid for one in passive)]
         before = sum(map(cpu_seconds, others))
         active.tell("go")
         result = json.loads(await active.line(RESULT_S))

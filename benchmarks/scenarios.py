@@ -12,6 +12,7 @@ class Scenario:
 
     options: of the active program's task, shared with the answering ones. qos: the query of our URL; theirs has none.
     plain: both sides talk to the nats-server, ours over plain NATS.
+    limited: which programs' user has permissions, on servers that have users.
     ours_alone: there is nothing of theirs to compare with; rows have `against`.
     """
 
@@ -21,6 +22,7 @@ class Scenario:
     qos: str = ""
     quick: dict[str, Any] = field(default_factory=dict)
     plain: bool = False
+    limited: tuple[str, ...] = ()
     ours_alone: bool = False
 
 
@@ -105,6 +107,12 @@ SCENARIOS: dict[str, Scenario] = {
 
 SCENARIOS |= {f"plain-{name}": replace(SCENARIOS[name], plain=True) for name in ("rtt-64", "rate-64", "requests")}
 
+SCENARIOS |= {
+    "limited-rtt-64": replace(SCENARIOS["rtt-64"], limited=("ping",)),
+    "limited-publish-64": replace(SCENARIOS["rate-64"], limited=("source",)),
+    "limited-receive-64": replace(SCENARIOS["rate-64"], limited=("sink",)),
+}
+
 ROWS: tuple[Row, ...] = (
     Row("rtt-64", "RTT 64 B", "rtt-64", "p50_us", "µs", 50, p99=True),
     Row("rtt-64-low", "RTT 64 B, consumption=low", "rtt-64-low", "p50_us", "µs", 5, p99=True),
@@ -134,6 +142,9 @@ ROWS: tuple[Row, ...] = (
     Row("memory", "memory, 1,000 subscriptions", "memory", "kib", "KiB", 1),
     Row("cpu-64", "CPU per message, 64 B flat out", "rate-64", "cpu_us", "µs", 2),
     Row("cpu-paced-1000", "CPU per message, 1,000 a second", "paced-1000", "cpu_us", "µs", 1),
+    Row("limited-rtt-64", "permissions: RTT 64 B", "limited-rtt-64", "p50_us", "µs", 1, p99=True),
+    Row("limited-publish-64", "permissions: it publishes, 64 B", "limited-publish-64", "received_s", "msg/s", 1, higher=True),
+    Row("limited-receive-64", "permissions: it receives, 64 B", "limited-receive-64", "received_s", "msg/s", 1, higher=True),
     Row("plain-rtt-64", "plain NATS: RTT 64 B", "plain-rtt-64", "p50_us", "µs", 0.95),
     Row("plain-rate-64", "plain NATS: 1 → 1, 64 B", "plain-rate-64", "received_s", "msg/s", 0.95, higher=True),
     Row("plain-requests", "plain NATS: requests", "plain-requests", "received_s", "1/s", 0.95, higher=True),

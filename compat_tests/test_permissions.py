@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import nats.errors
@@ -114,6 +115,19 @@ async def test_subscribe(new_backend: OwnServers, case: str) -> None:
     assert two.me.is_connected
 
 
+@covers("1.12 permissions/subscribe")
+@pytest.mark.parametrize("queue", ["", "g"])
+async def test_what_is_denied_does_not_count_toward_a_maximum(new_backend: OwnServers, queue: str) -> None:
+    two = await both(new_backend, {"subscribe": {"allow": ["q.*", "_INBOX.>"], "deny": ["q.secret"]}})
+    mine = await two.me.subscribe("q.*", queue=queue)
+    await mine.unsubscribe(limit=2)
+    await sync(two.me)
+    for subject in ("q.secret", "q.secret", "q.a", "q.secret", "q.b", "q.c"):
+        await two.free.publish(subject, subject.encode())
+    await arrived(two.free, two.me)
+    assert await payloads(mine) == [b"q.a", b"q.b"]
+
+
 @covers("1.12 permissions/queue")
 async def test_permissions_for_queue_groups(new_backend: OwnServers) -> None:
     two = await both(new_backend, {"subscribe": {"allow": ["a g.*", "b"], "deny": ["b bad"]}})
@@ -142,6 +156,53 @@ async def test_what_a_member_may_not_have_goes_to_another(new_backend: OwnServer
     assert {message.subject for message in [await mine.next_msg(1) for _ in range(mine.pending_msgs)]} == {"q.open"}
 
 
+async def members(two: Both, count: int, pattern: str = "q.*") -> list[Any]:
+    """Of a queue group, each of a client of its own with the permissions."""
+    clients = [await two.backend.connect(user="me", password="p", name=f"{number}") for number in range(count)]
+    subscriptions = [await client.subscribe(pattern, queue="g") for client in clients]
+    await sync(*clients)
+    return subscriptions
+
+
+QUEUE_DENIED = {"subscribe": {"allow": ["q.*", "_INBOX.>"], "deny": ["q.secret"]}}
+
+
+@covers("1.12 permissions/queue")
+async def test_of_many_members_the_one_that_may_have_it_gets_it_all(new_backend: OwnServers) -> None:
+    two = await both(new_backend, QUEUE_DENIED)
+    denied = await members(two, 3)
+    allowed = await two.free.subscribe("q.*", queue="g")
+    await sync(two.free)
+    for number in range(300):
+        await two.me.publish("q.secret", b"%d" % number)
+        await two.me.publish("q.open", b"%d" % number)
+    await sync(two.me)
+    await until(lambda: sum(one.pending_msgs for one in (*denied, allowed)) == 600, what="all arrive")
+    await arrived(two.free, two.free)
+    got = [await allowed.next_msg(1) for _ in range(allowed.pending_msgs)]
+    assert sorted(int(message.data) for message in got if message.subject == "q.secret") == list(range(300))
+    others = [await one.next_msg(1) for one in denied for _ in range(one.pending_msgs)]
+    assert {message.subject for message in others} == {"q.open"}
+    numbers = [int(message.data) for message in (*got, *others) if message.subject == "q.open"]
+    assert sorted(numbers) == list(range(300))
+
+
+@covers("1.12 permissions/queue")
+@pytest.mark.parametrize("count", [1, 3])
+async def test_what_no_member_may_have_goes_to_nobody(new_backend: OwnServers, count: int) -> None:
+    two = await both(new_backend, QUEUE_DENIED)
+    denied = await members(two, count)
+    plain = await two.free.subscribe("q.secret")
+    await sync(two.free)
+    for number in range(50):
+        await two.free.publish("q.secret", b"%d" % number)
+    await two.free.publish("q.open", b"last")
+    await until(lambda: sum(one.pending_msgs for one in denied) == 1, what="what they may have arrives")
+    await arrived(two.free, two.me)
+    assert sum(one.pending_msgs for one in denied) == 1
+    assert plain.pending_msgs == 50
+
+
 @covers("1.12 permissions/responses")
 @pytest.mark.parametrize("most", [1, 3])
 async def test_responses(new_backend: OwnServers, most: int) -> None:
@@ -163,6 +224,89 @@ async def test_responses(new_backend: OwnServers, most: int) -> None:
     assert await payloads(inbox) == [b"%d" % number for number in range(most)]
     await two.me.publish("anything", b"x")
     await until(lambda: two.calls.errors, what="it is told")
+
+
+ANSWERS: dict[str, object] = {"publish": ["ask"], "subscribe": ["ask", "ask.*"], "allow_responses": True}
+
+
+async def refused(two: Both, *subjects: str) -> None:
+    """It is told that it may not publish there, each as often as named, and nothing else."""
+    await sync(two.me)
+    await until(lambda: len(two.calls.errors) >= len(subjects), what="it is told")
+    assert two.told() == [f'nats: permissions violation for publish to "{subject}"' for subject in subjects]
+
+
+@covers("1.12 permissions/responses")
+async def test_a_client_may_answer_what_it_asked_itself(new_backend: OwnServers) -> None:
+    """So a reply subject of its choice gives it a right to publish there, once: what it was sent may be answered."""
+    two = await both(new_backend, ANSWERS)
+    await two.me.subscribe("ask")
+    heard = await two.free.subscribe("secret.*")
+    await sync(two.me, two.free)
+    await two.me.publish("ask", b"", reply="secret.x")
+    await two.me.publish("secret.x", b"at once")
+    await two.me.publish("secret.x", b"no")
+    await refused(two, "secret.x")
+    await two.me.publish("ask", b"", reply="secret.y")
+    await sync(two.me)
+    await two.me.publish("secret.y", b"later")
+    await two.me.publish("secret.z", b"no")
+    await refused(two, "secret.z")
+    await arrived(two.free, two.free)
+    assert await payloads(heard) == [b"at once", b"later"]
+
+
+@covers("1.12 permissions/responses")
+@pytest.mark.parametrize("case", ["not-subscribed", "no-echo"])
+async def test_what_does_not_reach_it_may_not_be_answered(new_backend: OwnServers, case: str) -> None:
+    two = await both(new_backend, ANSWERS, no_echo=case == "no-echo")
+    if case == "no-echo":
+        await two.me.subscribe("ask")
+        await sync(two.me)
+    await two.me.publish("ask", b"", reply="secret.x")
+    await two.me.publish("secret.x", b"no")
+    await refused(two, "secret.x")
+
+
+@covers("1.12 permissions/responses")
+async def test_of_a_queue_group_only_who_was_asked_may_answer(new_backend: OwnServers) -> None:
+    two = await both(new_backend, ANSWERS)
+    first = await two.me.subscribe("ask.*", queue="g")
+    calls = Calls()
+    also = await two.backend.connect(user="me", password="p", **calls.options)
+    second = await also.subscribe("ask.*", queue="g")
+    await sync(two.me, also)
+    for number in range(20):
+        await two.free.publish("ask.x", b"", reply=f"answers.{number}")
+    await sync(two.free)
+    await until(lambda: first.pending_msgs + second.pending_msgs == 20, what="all arrive")
+    got = {(await one.next_msg(1)).reply for one in (first,) for _ in range(first.pending_msgs)}
+    for number in range(20):
+        await two.me.publish(f"answers.{number}", b"")
+        await also.publish(f"answers.{number}", b"")
+    await refused(two, *(f"answers.{number}" for number in range(20) if f"answers.{number}" not in got))
+    await until(lambda: len(calls.errors) == len(got), what="the other is told")
+    assert 0 < len(got) < 20
+
+
+# A: asked. +, -: answered, and that is allowed or refused. _: 200 ms go by, of the 300 that a right to answer lasts.
+TURNS = ["A++-", "A_+_-", "AA+-", "A+A-", "A++A++-", "A++-A++-", "A_A_-", "A__A++-", "A__-A++-", "A_+A_-"]
+
+
+@covers("1.12 permissions/responses")
+@pytest.mark.parametrize("turns", TURNS)
+async def test_rights_to_answer_are_used_up_and_end(new_backend: OwnServers, turns: str) -> None:
+    """Each is for two answers. Who is asked with a subject that it may answer gets no other right, and uses one up."""
+    responses = {"max": 2, "expires": "300ms" if new_backend.name == "nats" else 0.3}
+    two = await both(new_backend, ANSWERS | {"allow_responses": responses})
+    await two.me.subscribe("ask")
+    await sync(two.me)
+    for turn in turns:
+        if turn == "_":
+            await asyncio.sleep(0.2)
+            continue
+        await two.me.publish(*(("ask", b"", "r") if turn == "A" else ("r", b"")))
+        await refused(two, *(["r"] if turn == "-" else []))
 
 
 @covers("1.12 permissions/requests")

@@ -285,9 +285,10 @@ class Control:
             self._let_in(connection, hello, None)
             return
         if not hello.answers:
-            raise ProtocolError(errno.EACCES, f"application ID {hello.application_id} asks for credentials, which neither "
-                                f"INSANE's primitives nor older versions of insane_nats give: connect by nats.connect() of "
-                                f"insane_nats {__version__}, or use an application ID that is in no [auth.*] of nsnd.cfg")
+            raise ProtocolError(errno.EACCES, f"application ID {hello.application_id} asks for credentials, and this program "
+                                f"gives none: give them (insane.Session(…, user=, password=), user and password under [app] of "
+                                f"nsn-app.cfg, or nats.connect() of insane_nats {__version__}), or use an application ID that "
+                                f"is in no [auth.*] of nsnd.cfg")
         connection.login = Login(hello, authentication.nonce())
         connection.send(pack_challenge(connection.version, connection.login.nonce))
 

@@ -1,6 +1,6 @@
 """Writes the C source of the extension module nsnd._relay: `python relay_build.py OUTPUT`.
 
-It has the relay of clients with permissions (relay/nsn_relay.h, relay/nsn_permissions.h), compiled into it.
+It has the relay of clients with permissions (relay/), compiled into it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ RELAY = Path(__file__).resolve().parent / "relay"
 
 
 def main(output: str) -> None:
-    """Both headers."""
-    cdef = declarations(str(RELAY / "nsn_permissions.h")) + declarations(str(RELAY / "nsn_relay.h"))
-    write("nsnd._relay", cdef, ["nsn_permissions.h", "nsn_relay.h"], output)
+    """What Python needs of it."""
+    headers = ["nsn_permissions.h", "nsn_replies.h", "nsn_relays.h", "nsn_relay.h"]
+    write("nsnd._relay", "".join(declarations(str(RELAY / header)) for header in headers), headers, output)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ RELAYS_MAX = 512  # of a node
 OTHERS_RELAYS_MAX = 32  # of one user that is not nsnd's
 SUBSCRIPTIONS_MAX = 16384  # of one of them
 OTHERS_SUBSCRIPTIONS_MAX = 512  # the same of a user that is not nsnd's
+BUDGET = 64 << 20  # bytes of a relay's session, beside what the largest message has
+WRITE_DEADLINE_NS = 10_000_000_000
 
 
 class Relayed(NamedTuple):
@@ -33,7 +35,7 @@ class Relayed(NamedTuple):
 class _Relay:
     """One that runs, and all that its thread reads meanwhile."""
 
-    def __init__(self, relayed: Relayed, socket_path: str, application_id: int, max_payload: int, info: str,
+    def __init__(self, relays: Any, relayed: Relayed, socket_path: str, application_id: int, max_payload: int, info: str,
                  lame_duck: str) -> None:
         self.relayed = relayed
         self.name = "relay " + secrets.token_hex(16)
@@ -41,7 +43,8 @@ class _Relay:
         self._texts = [ffi.new("char[]", text.encode()) for text in (socket_path, self.name, info, lame_duck)]
         self._options = ffi.new("struct nsn_relay_options *", {
             "socket_path": self._texts[0], "name": self._texts[1], "info": self._texts[2], "lame_duck": self._texts[3],
-            "application_id": application_id, "max_payload": max_payload, "permissions": self._permissions[0],
+            "application_id": application_id, "max_payload": max_payload, "budget": BUDGET + max_payload,
+            "write_deadline_ns": WRITE_DEADLINE_NS, "permissions": self._permissions[0], "relays": relays,
             "subscriptions_max": SUBSCRIPTIONS_MAX if relayed.uid == os.getuid() else OTHERS_SUBSCRIPTIONS_MAX,
         })
 
@@ -59,6 +62,9 @@ class Relays:
 
     def __init__(self, socket_path: str) -> None:
         self._socket = socket_path
+        self._all = lib.nsn_relays_new()
+        if self._all == ffi.NULL:
+            raise MemoryError("no memory for relays")
         self._coming: dict[str, _Relay] = {}
         self._running: dict[str, _Relay] = {}
 
@@ -70,7 +76,7 @@ class Relays:
         if relayed.uid != os.getuid() and sum(one.relayed.uid == relayed.uid for one in running) >= OTHERS_RELAYS_MAX:
             raise ProtocolError(errno.EDQUOT, f"uid {relayed.uid} has {OTHERS_RELAYS_MAX} clients whose users have "
                                               f"permissions, and users other than the node's have no more")
-        relay = _Relay(relayed, self._socket, application_id, max_payload, info, lame_duck)
+        relay = _Relay(self._all, relayed, self._socket, application_id, max_payload, info, lame_duck)
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         except OSError as error:

@@ -22,7 +22,14 @@ from nats.aio.transport import TcpTransport
 from insane_nats.shim import known_nodes, native, node, qos
 from insane_nats.shim import session as nsn
 from insane_nats.shim.connection import WRITE_DEADLINE_S, Connection, Early, World
-from insane_nats.shim.errors import AttachRefusedError, NoNodeError, NotEncryptedError, SessionError, WrongKindError
+from insane_nats.shim.errors import (
+    AttachRefusedError,
+    NoNodeError,
+    NotDeliveredError,
+    NotEncryptedError,
+    SessionError,
+    WrongKindError,
+)
 from insane_nats.shim.msg import Msg
 from insane_nats.shim.native import fast
 from insane_nats.shim.node import Found, Probe
@@ -34,6 +41,7 @@ _logger = logging.getLogger("insane_nats")
 MODE_ENVIRONMENT = "INSANE_NATS_MODE"
 WRITE_DEADLINE_ENVIRONMENT = "INSANE_NATS_WRITE_DEADLINE"
 ATTACH_SPIN_NS = 200_000
+NOT_DELIVERED = "'message not delivered to "  # how a relay begins to tell, in nats-py's small letters
 KNOWN_TIMEOUT_S = 0.2  # for a node that was there before; after it, its port is asked
 
 
@@ -267,6 +275,13 @@ class Attaching(Connection):
         transport._bare_io_reader = transport._io_reader = reader
         transport._bare_io_writer = transport._io_writer = writer
         self._transport = transport
+
+    async def _process_err(self, err_msg: str) -> None:
+        if not (self._relayed and err_msg.startswith(NOT_DELIVERED)):
+            await super()._process_err(err_msg)
+            return
+        self._err = NotDeliveredError("nats: " + err_msg.strip("'"))  # nats-py would end the connection
+        await self._error_cb(self._err)
 
     # --- attaching ----------------------------------------------------------------------------------------------------
 

@@ -73,6 +73,10 @@ class SubscriptionRefusedError(errors.Error):
         super().__init__(f"nats: subscription to {subject!r} refused: {text}")
 
 
+class NotDeliveredError(errors.Error):
+    """The node could not take a message of this connection, whose user has permissions. Told to error_cb; others go on."""
+
+
 class UnreadError(errors.Error):
     """Closed before subscribers had what was published, with nobody left to hand it to them."""
 
@@ -96,6 +100,7 @@ __all__ = [
     "AutostartError",
     "InheritedConnectionError",
     "NoNodeError",
+    "NotDeliveredError",
     "NotEncryptedError",
     "SessionError",
     "SessionSlowConsumerError",

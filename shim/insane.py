@@ -61,21 +61,32 @@ class Session(_Closing):
         name: str = "",
         echo: bool | None = None,
         config: str | os.PathLike[str] | None = None,
+        user: str | None = None,
+        password: str | None = None,
+        token: str | None = None,
     ) -> None:
         """application_id: 1 to 65535, the port of a NATS URL; None: what nsn-app.cfg says, which is looked for at config,
         else where INSANE_APP_CONFIG says, else in the working directory. name: shown by `insane-nats status`. echo: own sinks
-        get what own sources emit; None: as that file says, else not.
+        get what own sources emit; None: as that file says, else not. user and password, or token: where the application ID
+        asks for credentials; None, all of them: as that file says, when it was asked for the application ID.
 
         Starts an nsnd where nobody serves the application ID, unless INSANE_NATS_AUTOSTART=0, and waits up to some 20 seconds
         for it. InsaneError when there is no node to attach to, or a mistake in the configuration; ValueError.
         """
+        configured = None
         if application_id is None:
-            application_id, configured = _configured(config)
-            echo = configured if echo is None else echo
+            configured = _configured(config)
+            application_id = int(configured.application_id)
+            echo = bool(configured.echo) if echo is None else echo
         elif not 1 <= application_id <= 65535:
             raise ValueError(f"an application ID is a number from 1 to 65535, not {application_id}")
         self.application_id = application_id
-        self._handle = Handle(application_id, name, bool(echo), [sys.executable, "-m", "nsnd"])
+        named = {"user": user, "password": password, "token": token}
+        credentials = {key: text for key, text in named.items() if text is not None}
+        if configured is not None and not credentials:
+            read = {key: ffi.string(getattr(configured, key)).decode() for key in named}
+            credentials = {key: text for key, text in read.items() if text}
+        self._handle = Handle(application_id, name, bool(echo), [sys.executable, "-m", "nsnd"], credentials)
         self._watch: Watch | None = None
         self._streams: set[int] = set()
 
@@ -358,13 +369,13 @@ def _nanoseconds(seconds: float) -> int:
     return max(0, int(seconds * 1e9))
 
 
-def _configured(path: str | os.PathLike[str] | None) -> tuple[int, bool]:
+def _configured(path: str | os.PathLike[str] | None) -> Any:
+    """struct nsn_app_config."""
     if lib is None:
         raise InsaneError(errno.ENOSYS, f"INSANE's primitives are not available: {missing}")
-    number, echo = ffi.new("uint32_t *"), ffi.new("int *")
-    given = ffi.NULL if path is None else ffi.new("char[]", os.fsencode(path))
-    checked(lib.nsn_insane_configured(given, number, echo))
-    return int(number[0]), bool(echo[0])
+    config = ffi.new("struct nsn_app_config *")
+    checked(lib.nsn_app_config_read(ffi.NULL if path is None else ffi.new("char[]", os.fsencode(path)), config))
+    return config
 
 
 def _resolved(given: object, policies: dict[str, str]) -> qos.QoS:

@@ -41,13 +41,14 @@ def checked(number: int) -> int:
 class Handle:
     """An open session. Its memory stays as long as a call is inside it (a with block), or a buffer of it is out."""
 
-    def __init__(self, application_id: int, name: str, echo: bool, command: list[str]) -> None:
+    def __init__(self, application_id: int, name: str, echo: bool, command: list[str], credentials: dict[str, str]) -> None:
         if lib is None:
             raise InsaneError(errno.ENOSYS, f"INSANE's primitives are not available: {missing}")
         words = [ffi.new("char[]", os.fsencode(word)) for word in command]
         argv = ffi.new("char *[]", [*words, ffi.NULL])
         shown = ffi.new("char[]", name.encode())
-        given = {"application_id": application_id, "name": shown, "echo": echo, "nsnd": argv}
+        texts = {key: ffi.new("char[]", text.encode()) for key, text in credentials.items()}
+        given = {"application_id": application_id, "name": shown, "echo": echo, "nsnd": argv, **texts}
         options = ffi.new("struct nsn_insane_options *", given)
         self._keep = (words, argv)  # an nsnd may have to be started again
         self._lock = threading.Lock()

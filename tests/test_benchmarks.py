@@ -52,7 +52,7 @@ def test_round_trips_need_p99_no_worse() -> None:
 
 def test_both_sides_run(tmp_path: Path) -> None:
     results = tmp_path / "figures.json"
-    names = ["rtt-64", "rate-64k", "fanout-64k", "requests-loop", "cpu-paced-1000", "plain-rtt-64"]
+    names = ["rtt-64", "rate-64k", "fanout-64k", "requests-loop", "cpu-paced-1000", "limited-rtt-64", "plain-rtt-64"]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick", "--json", str(results), *names],
         cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=110,

@@ -23,6 +23,7 @@ if sys.platform != "linux":
     pytest.skip("the fabric is for Linux", allow_module_level=True)
 
 import insane_nats as nats
+from benchmarks.run import cpu_seconds
 from insane_nats import _nsn as native
 from nsnd import protocol as p
 from nsnd._relay import ffi, lib
@@ -146,7 +147,7 @@ def test_no_allowed_subscription_hears_what_is_not() -> None:
 
 
 def test_replies_are_counted_and_end() -> None:
-    one = made()
+    one = made(publish_allow=["may"])
     lib.nsn_permissions_responses(one, 2, 1000)
     replies = ffi.gc(lib.nsn_replies_new(), lib.nsn_replies_free)
 
@@ -166,6 +167,8 @@ def test_replies_are_counted_and_end() -> None:
     assert not answer("r.0", 0)
     assert answer("r.4999", 0)
     assert answer("r.904", 0)
+    heard("may", 0)
+    assert not answer("may", 0)
 
 
 # --- a client that keeps to no rule -----------------------------------------------------------------------------------
@@ -369,6 +372,28 @@ def test_a_relay_without_a_thread_leaves_nothing_behind(monkeypatch: pytest.Monk
     assert not relays._running
 
 
+def test_thousands_of_subscriptions_do_not_slow_it_down(node: AuthNode) -> None:
+    assert node.process is not None
+    pid = node.process.pid
+
+    def seconds(raw: Raw) -> float:
+        """Of the node's processor time, the least of several."""
+        times = []
+        for _ in range(5):
+            begin = cpu_seconds(pid)
+            for _ in range(5):
+                lines = raw.says("PUB a.7 1\r\nx\r\n" * 500)
+                assert lines.count("x") == 500
+            times.append(cpu_seconds(pid) - begin)
+        return min(times)
+
+    many = Raw(node, "all")
+    many.says("".join(f"SUB a.{sid} {sid}\r\n" for sid in range(8, 16_000)) + "SUB a.7 7\r\n")
+    among_many = seconds(many)
+    many.says("".join(f"UNSUB {sid}\r\n" for sid in range(8, 16_000)))
+    assert among_many < 3 * seconds(many)
+
+
 def test_without_a_connect_there_is_nothing(node: AuthNode) -> None:
     assert Raw(node, connect="").ends("SUB hear.x 1\r\n") == ["-ERR 'Authorization Violation'"]
 
@@ -441,6 +466,20 @@ def test_status_shows_the_client_and_not_its_relay(node: AuthNode) -> None:
     assert (session["relayed"], session["subscriptions"]) == (True, 1)
     raw.sock.close()
     until(lambda: not any(one["sessions"] for one in node.status()["applications"]), "its session ends with it")
+
+
+def test_what_nobody_of_a_queue_group_may_have_is_counted(node: AuthNode) -> None:
+    def dropped() -> int:
+        (application,) = node.status()["applications"]
+        return sum(session["counters"]["dropped"] for session in application["sessions"])
+
+    members = [Raw(node, "me") for _ in range(2)]
+    for raw in members:
+        assert raw.says("SUB hear.> group 1\r\n") == []
+    speaker = Raw(node, "all")
+    speaker.says("PUB hear.not.x 1\r\nx\r\n" * 7)
+    until(lambda: dropped() == 7, "they are counted")
+    assert [raw.says("") for raw in members] == [[], []]
 
 
 def test_a_node_that_ends_ends_its_relays(node: AuthNode) -> None:

@@ -124,9 +124,9 @@ def nats_server(folder: Path, *arguments: str) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def nsnd(folder: Path, runtime_dir: Path, *arguments: str) -> Iterator[Server]:
-    """An nsnd of its own, in that runtime directory."""
-    port = free_port()
+def nsnd(folder: Path, runtime_dir: Path, *arguments: str, port: int = 0) -> Iterator[Server]:
+    """An nsnd of its own, in that runtime directory; at a free port when none is given."""
+    port = port or free_port()
     environment = {**os.environ, "INSANE_NATS_RUNTIME_DIR": str(runtime_dir)}
     command = [sys.executable, "-m", "nsnd", "--port", str(port), *arguments]
     with serving(command, port, folder, environment) as server:

@@ -6,8 +6,6 @@
 
 #include "nsn_subject.h"
 
-#define REPLIES_MAX 4096u
-
 struct entry {
     struct entry *next;
     size_t pattern_length, queue_length;
@@ -55,6 +53,12 @@ void nsn_permissions_responses(struct nsn_permissions *permissions, uint32_t mos
 {
     permissions->responses = most;
     permissions->expires_ns = expires_ns;
+}
+
+uint32_t nsn_permissions_answers(const struct nsn_permissions *permissions, uint64_t *expires_ns)
+{
+    *expires_ns = permissions->expires_ns;
+    return permissions->responses;
 }
 
 static bool covers(const struct entry *entry, const char *subject, size_t length)
@@ -115,77 +119,4 @@ bool nsn_may_hear(const struct nsn_permissions *permissions, const char *subject
                   size_t queue_length)
 {
     return !found(permissions->lists[NSN_SUBSCRIBE_DENY], subject, length, queue, queue_length, false);
-}
-
-/* --- replies -------------------------------------------------------------------------------------------------------- */
-
-struct reply {
-    char *subject; /* NULL: free */
-    size_t length;
-    uint64_t heard_ns;
-    uint32_t answered;
-};
-
-struct nsn_replies {
-    uint32_t next; /* the oldest, which the next one replaces */
-    struct reply all[REPLIES_MAX];
-};
-
-struct nsn_replies *nsn_replies_new(void) { return calloc(1, sizeof(struct nsn_replies)); }
-
-void nsn_replies_free(struct nsn_replies *replies)
-{
-    for (uint32_t i = 0; replies && i < REPLIES_MAX; i++)
-        free(replies->all[i].subject);
-    free(replies);
-}
-
-static struct reply *find(struct nsn_replies *replies, const char *subject, size_t length)
-{
-    for (uint32_t i = 1; i <= REPLIES_MAX; i++) { /* the newest first */
-        struct reply *reply = &replies->all[(replies->next - i) % REPLIES_MAX];
-        if (reply->subject && reply->length == length && memcmp(reply->subject, subject, length) == 0)
-            return reply;
-    }
-    return NULL;
-}
-
-static void forget(struct reply *reply)
-{
-    free(reply->subject);
-    *reply = (struct reply){0};
-}
-
-void nsn_replies_heard(struct nsn_replies *replies, const struct nsn_permissions *permissions, const char *reply, size_t length,
-                       uint64_t now_ns)
-{
-    if (!permissions->responses || !length)
-        return;
-    struct reply *known = find(replies, reply, length);
-    if (known) {
-        known->heard_ns = now_ns;
-        known->answered = 0;
-        return;
-    }
-    struct reply *one = &replies->all[replies->next++ % REPLIES_MAX];
-    forget(one);
-    one->subject = malloc(length);
-    if (!one->subject)
-        return;
-    memcpy(one->subject, reply, length);
-    one->length = length;
-    one->heard_ns = now_ns;
-}
-
-bool nsn_replies_answer(struct nsn_replies *replies, const struct nsn_permissions *permissions, const char *subject,
-                        size_t length, uint64_t now_ns)
-{
-    struct reply *reply = permissions->responses ? find(replies, subject, length) : NULL;
-    if (!reply)
-        return false;
-    if (++reply->answered > permissions->responses || now_ns - reply->heard_ns > permissions->expires_ns) {
-        forget(reply);
-        return false;
-    }
-    return true;
 }

@@ -24,6 +24,9 @@ int nsn_permissions_add(struct nsn_permissions *permissions, int list, const cha
 /* What is delivered with a reply subject may be answered there, `most` times, for that long. */
 void nsn_permissions_responses(struct nsn_permissions *permissions, uint32_t most, uint64_t expires_ns);
 
+/* How often, or 0: never; and for how long. */
+uint32_t nsn_permissions_answers(const struct nsn_permissions *permissions, uint64_t *expires_ns);
+
 bool nsn_may_publish(const struct nsn_permissions *permissions, const char *subject, size_t length);
 bool nsn_may_subscribe(const struct nsn_permissions *permissions, const char *pattern, size_t pattern_length, const char *queue,
                        size_t queue_length);
@@ -31,15 +34,5 @@ bool nsn_may_subscribe(const struct nsn_permissions *permissions, const char *pa
  * its wildcards. */
 bool nsn_may_hear(const struct nsn_permissions *permissions, const char *subject, size_t length, const char *queue,
                   size_t queue_length);
-
-/* The reply subjects that one client may answer to. The last 4,096 are known. */
-struct nsn_replies;
-struct nsn_replies *nsn_replies_new(void);
-void nsn_replies_free(struct nsn_replies *replies);
-void nsn_replies_heard(struct nsn_replies *replies, const struct nsn_permissions *permissions, const char *reply, size_t length,
-                       uint64_t now_ns);
-/* True when it may, which counts as one answer. */
-bool nsn_replies_answer(struct nsn_replies *replies, const struct nsn_permissions *permissions, const char *subject,
-                        size_t length, uint64_t now_ns);
 
 #endif

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 struct nsn_permissions;
+struct nsn_relays;
 
 struct nsn_relay_options {
     const char *socket_path; /* nsnd's control socket */
@@ -16,6 +17,9 @@ struct nsn_relay_options {
     uint32_t application_id;
     uint32_t subscriptions_max;
     uint64_t max_payload; /* bytes */
+    uint64_t budget;      /* bytes of memory for what its subscribers have not read */
+    uint64_t write_deadline_ns; /* how long a publish waits for a subscriber that does not read, and what the client is sent for it */
+    struct nsn_relays *relays; /* all of the node, this one among them */
     const struct nsn_permissions *permissions; /* others may take their place meanwhile, by nsn_relay_permit() */
 };
 

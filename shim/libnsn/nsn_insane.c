@@ -193,6 +193,7 @@ static void attached(struct nsn_insane *insane)
 void nsn_insane_attend(struct nsn_insane *insane, bool wait)
 {
     nsn_session_process(insane->session, 0);
+    nsn_insane_answer(insane);
     read_events(insane);
     int state = nsn_session_state(insane->session);
     if (state == NSN_READY) {
@@ -553,6 +554,10 @@ static int await_ready(struct nsn_insane *insane)
     uint64_t deadline = nsn_now_ns() + ATTACH_NS;
     nsn_session_process(session, SPIN_MAX_NS);
     while (nsn_session_state(session) == NSN_CONNECTING) {
+        nsn_insane_answer(insane);
+        if (nsn_insane_is_relayed(insane))
+            return nsn_insane_fail(-EACCES, "the user has permissions, which memory cannot be shared under: use one without, or "
+                                   "send and receive on channel N as a NATS program does, by the subject $INSANE.N");
         if (nsn_now_ns() > deadline)
             return nsn_insane_fail(-ETIMEDOUT, "nsnd (pid %llu) does not answer: is it stopped or overloaded?",
                                    (unsigned long long)insane->node.pid);
@@ -560,6 +565,10 @@ static int await_ready(struct nsn_insane *insane)
         poll(&one, 1, 20);
         nsn_session_process(session, 0);
     }
+    if (nsn_session_refusal(session) == EKEYREJECTED)
+        return nsn_insane_fail(-EKEYREJECTED, "the node of application ID %u does not know these credentials: they are to be "
+                               "those of a user in [auth.%u] of its nsnd.cfg", insane->options.application_id,
+                               insane->options.application_id);
     if (nsn_session_state(session) != NSN_READY)
         return nsn_insane_fail(-ECONNREFUSED, "the node of application ID %u does not let this program in: %s",
                                insane->options.application_id, nsn_session_error(session));
@@ -577,6 +586,7 @@ static int open_session(struct nsn_insane *insane)
         .name = insane->options.name,
         .application_id = insane->options.application_id,
         .no_echo = !insane->options.echo,
+        .answers = insane->credentials != NULL,
     };
     insane->session = nsn_session_open(&options, words, sizeof words);
     if (!insane->session) {
@@ -619,6 +629,7 @@ static void free_insane(struct nsn_insane *insane)
         nsn_loans_forget(insane);
         nsn_session_close(insane->session);
     }
+    nsn_insane_forget_credentials(insane);
     free(insane->filling);
     while (insane->free_chunks) {
         struct nsn_chunk *chunk = insane->free_chunks;
@@ -648,6 +659,8 @@ struct nsn_insane *nsn_insane_open(const struct nsn_insane_options *options)
     insane->options = *options;
     int result = prepare(insane);
     if (result == 0)
+        result = nsn_insane_introduce(insane);
+    if (result == 0)
         result = open_session(insane);
     if (result < 0) {
         free_insane(insane);
@@ -655,7 +668,7 @@ struct nsn_insane *nsn_insane_open(const struct nsn_insane_options *options)
         return NULL;
     }
     attached(insane);
-    insane->options.name = NULL; /* the caller's */
+    insane->options.name = insane->options.user = insane->options.password = insane->options.token = NULL; /* the caller's */
     return insane;
 }
 

@@ -19,10 +19,22 @@ struct nsn_insane_options {
     const char *name;             /* shown in status */
     int echo;                     /* own sinks get what own sources emit */
     char *const *nsnd;            /* how to start nsnd: a command and arguments, then NULL; or NULL: it is looked for */
+    const char *user, *password;  /* both, or the token, where the application ID asks for credentials; else NULL */
+    const char *token;
 };
 
-/* Reads a configuration file as nsn_init does; path NULL: INSANE_APP_CONFIG, else nsn-app.cfg. */
-int nsn_insane_configured(const char *path, uint32_t *application_id, int *echo);
+#define NSN_CREDENTIAL_MAX 256    /* bytes of a user, a password or a token, with its NUL */
+
+/* What nsn-app.cfg says; what it does not say is empty. */
+struct nsn_app_config {
+    uint32_t application_id;
+    int log_level;
+    int echo;
+    char user[NSN_CREDENTIAL_MAX], password[NSN_CREDENTIAL_MAX], token[NSN_CREDENTIAL_MAX];
+};
+
+/* Reads the file; NULL: the one that INSANE_APP_CONFIG names, else nsn-app.cfg. 0, or a negative errno with words. */
+int nsn_app_config_read(const char *path, struct nsn_app_config *config);
 /* NULL: errno, and the words. */
 struct nsn_insane *nsn_insane_open(const struct nsn_insane_options *options);
 /* Waits up to wait_ns for those who have not taken their links. -EDEADLK in a callback: nothing was done. */

@@ -61,6 +61,8 @@ const char *nsn_error_text(void) { return nsn_insane_error(); }
 
 /* --- the session -------------------------------------------------------------------------------------------------- */
 
+static const char *given(const char *text) { return *text ? text : NULL; }
+
 static int open_program(void)
 {
     struct nsn_app_config config;
@@ -70,7 +72,8 @@ static int open_program(void)
         return result;
     program.log_level = config.log_level;
     struct nsn_insane_options options = {.application_id = config.application_id, .echo = config.echo,
-                                         .name = program_invocation_short_name};
+                                         .name = program_invocation_short_name, .user = given(config.user),
+                                         .password = given(config.password), .token = given(config.token)};
     struct nsn_insane *insane = nsn_insane_open(&options);
     if (!insane)
         return -errno;

@@ -59,13 +59,42 @@ static int read_port(struct reader *reader, const char *key, const char *value)
     return 0;
 }
 
-static int read_level(struct reader *reader, const char *key, char *value)
+/* Without its quotes; NULL: it has none. */
+static char *unquoted(char *value)
 {
     size_t length = strlen(value);
-    if (length >= 2 && (*value == '"' || *value == '\'') && value[length - 1] == *value) {
-        value[length - 1] = 0;
-        value++;
+    if (length < 2 || (*value != '"' && *value != '\'') || value[length - 1] != *value)
+        return NULL;
+    value[length - 1] = 0;
+    return value + 1;
+}
+
+/* A text in quotes; in double ones a backslash makes the next quote or backslash one of the text. */
+static int read_text(struct reader *reader, const char *key, char *value, char text[NSN_CREDENTIAL_MAX])
+{
+    char quote = *value;
+    size_t used = 0;
+    const char *at = unquoted(value);
+    for (; at && *at && used < NSN_CREDENTIAL_MAX - 1; at++) {
+        bool escaped = quote == '"' && *at == '\\';
+        at += escaped;
+        if (escaped ? *at != '\\' && *at != '"' : *at == quote)
+            at = NULL;
+        else
+            text[used++] = *at;
+        if (!at)
+            break;
     }
+    if (!at || *at || !used) /* it may be a secret: it is not shown */
+        return wrong(reader, key, "…", "a text in quotes of 1 to 255 bytes, in which \\\" and \\\\ are the only escapes");
+    text[used] = 0;
+    return 0;
+}
+
+static int read_level(struct reader *reader, const char *key, char *value)
+{
+    char *text = unquoted(value);
+    value = text ? text : value;
     /* INSANE's finer levels have nothing to say here. */
     static const struct { const char *name; int level; } levels[] = {
         {"none", NSN_LOG_NONE}, {"error", NSN_LOG_ERROR}, {"warn", NSN_LOG_WARN},
@@ -121,6 +150,12 @@ static int read_line(struct reader *reader, char *line)
         return read_level(reader, key, value);
     if (strcmp(key, "echo") == 0)
         return read_switch(reader, key, value);
+    if (strcmp(key, "user") == 0)
+        return read_text(reader, key, value, reader->config->user);
+    if (strcmp(key, "password") == 0)
+        return read_text(reader, key, value, reader->config->password);
+    if (strcmp(key, "token") == 0)
+        return read_text(reader, key, value, reader->config->token);
     return 0;
 }
 
@@ -159,14 +194,5 @@ int nsn_app_config_read(const char *path, struct nsn_app_config *config)
     struct reader reader = {.path = path, .config = config};
     int result = read_lines(&reader, file);
     fclose(file);
-    return result;
-}
-
-int nsn_insane_configured(const char *path, uint32_t *application_id, int *echo)
-{
-    struct nsn_app_config config;
-    int result = nsn_app_config_read(path, &config);
-    *application_id = config.application_id;
-    *echo = config.echo;
     return result;
 }

@@ -21,18 +21,7 @@
 /* Keeps the words for this thread, sets errno, returns error (a negative errno). */
 int nsn_insane_fail(int error, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* --- nsn-app.cfg (nsn_insane_config.c) ---------------------------------------------------------------------------- */
-
 enum nsn_log_level { NSN_LOG_NONE = 0, NSN_LOG_ERROR = 1, NSN_LOG_WARN = 2 };
-
-struct nsn_app_config {
-    uint32_t application_id;
-    int log_level;
-    int echo;
-};
-
-/* Reads the file; NULL: the one that INSANE_APP_CONFIG names, else nsn-app.cfg. 0, or a negative errno with words. */
-int nsn_app_config_read(const char *path, struct nsn_app_config *config);
 
 /* --- the node (nsn_insane_node.c) --------------------------------------------------------------------------------- */
 
@@ -181,6 +170,7 @@ struct nsn_insane {
     struct nsn_session *session;
     struct nsn_insane_options options;
     struct nsn_node node;
+    char *credentials;            /* JSON; NULL: none */
     uint64_t max_payload, write_deadline_ns;
 
     pthread_mutex_t lock;         /* all below; also around nsn_receive and the dispatch of what it took, for order */
@@ -218,6 +208,15 @@ struct nsn_insane {
     char warning[NSN_INSANE_WORDS];
     uint32_t warned;              /* bit a kind: once is enough */
 };
+
+/* --- credentials (nsn_insane_credentials.c) ----------------------------------------------------------------------- */
+
+/* Makes them of the options. 0, or a negative errno with words. */
+int nsn_insane_introduce(struct nsn_insane *insane);
+void nsn_insane_forget_credentials(struct nsn_insane *insane);
+/* When nsnd asks who this is, says so. */
+void nsn_insane_answer(struct nsn_insane *insane);
+bool nsn_insane_is_relayed(struct nsn_insane *insane);
 
 void nsn_insane_lock(struct nsn_insane *insane);
 static inline void nsn_insane_unlock(struct nsn_insane *insane) { pthread_mutex_unlock(&insane->lock); }

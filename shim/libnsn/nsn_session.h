@@ -15,6 +15,13 @@
 
 struct nsn_session;
 
+/* A subscription, and what it is to get. */
+struct nsn_receiver {
+    uint32_t slot, generation;    /* of its session */
+    const char *subject, *queue;
+    size_t subject_length, queue_length;
+};
+
 struct nsn_session_options {
     const char *socket_path;      /* nsnd's control socket */
     const char *name;             /* shown in status; "" for none */
@@ -28,6 +35,11 @@ struct nsn_session_options {
     int answers;                  /* 1: who opens it looks for nsn_session_challenge() while CONNECTING, and answers. Else nsnd
                                      refuses it where it asks for credentials */
     int relay;                    /* 1: to be relayed, where it asks for credentials */
+    int (*may_have)(void *context, const struct nsn_receiver *receiver); /* asked, with the session's lock held, before an own
+                                     subscription gets a message, and before another session's, to which it is passed on: 0,
+                                     it is not to. So it goes to another member of the queue group, or is dropped. NULL: all
+                                     may have everything */
+    void *context;                /* of may_have */
 };
 
 enum nsn_session_state { NSN_CONNECTING = 0, NSN_READY = 1, NSN_DETACHED = 2, NSN_REFUSED_STATE = 3, NSN_CLOSED = 4, NSN_LOST = 5 };
@@ -99,6 +111,9 @@ int nsn_publish(struct nsn_session *session, const char *subject, size_t subject
 /* After -EAGAIN past the write deadline: the links that were full are given up as slow consumers. Returns how many. */
 int nsn_publish_give_up(struct nsn_session *session);
 
+/* For who gave a publish up after an error: a message is lost, and counted as dropped. */
+void nsn_publish_count_dropped(struct nsn_session *session);
+
 /* Zero copy: a buffer of the pool; written by the caller; given away by nsn_publish_buffer or nsn_buffer_drop. */
 struct nsn_buffer_out { void *block; uint8_t *data; uint64_t capacity; };
 int nsn_buffer_take(struct nsn_session *session, uint64_t size, struct nsn_buffer_out *buffer);
@@ -133,7 +148,6 @@ struct nsn_message {              /* eight words, so that a batch can be read as
 enum nsn_message_flags {
     NSN_MESSAGE_LARGE = 1,
     NSN_MESSAGE_LAST = 2,         /* the subscription's maximum is reached: it is removed */
-    NSN_MESSAGE_PASSED_ON = 4,    /* another member of the queue group could not take it */
 };
 
 /* Takes up to `most` messages, or 1 MiB of payloads, whose small parts fit into blob. Subscriptions of one record each get a message (they share
@@ -145,12 +159,6 @@ int nsn_receive(struct nsn_session *session, struct nsn_message *messages, int m
 /* Where a large message's headers and payload lie (headers first), read-only, until it is released. NULL: unknown. */
 const uint8_t *nsn_large(struct nsn_session *session, uint32_t large);
 void nsn_large_release(struct nsn_session *session, uint32_t large);
-/* For who received a message by a subscription with a queue group, and may not have it: another member gets a copy, if there
- * is one. 0, or -ENOENT: there is no such subscription. */
-int nsn_pass_on(struct nsn_session *session, uint32_t sid, const char *subject, size_t subject_length, const char *reply,
-                size_t reply_length, const uint8_t *headers, size_t header_length, const uint8_t *payload,
-                size_t payload_length);
-
 /* 1 when messages were held back for causal order, or wait to be passed on to another member of a queue group (call receive
  * again soon, without sleeping long). */
 int nsn_receive_held(struct nsn_session *session);

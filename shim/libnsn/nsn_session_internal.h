@@ -163,6 +163,7 @@ struct nsn_passing {
     uint32_t header_length;
     uint64_t payload_length;
     uint64_t waits_since;             /* when all members were found to be full, ns; 0: not yet */
+    bool refused;                     /* the user of the one that it came to may not have it */
     uint8_t bytes[];                  /* subject, reply, queue, headers, payload */
 };
 
@@ -352,8 +353,8 @@ bool nsn_process_stopped(uint32_t pid);
 bool nsn_in_announced(struct nsn_session *s, uint64_t now);
 
 /* passing on (nsn_session_pass_on.c) */
-void nsn_pass_on_queue(struct nsn_session *s, uint32_t sid, const struct nsn_record_view *view, const uint8_t *inside,
-                       const char *queue, size_t queue_length);
+struct nsn_passing *nsn_pass_on_queue(struct nsn_session *s, uint32_t sid, const struct nsn_record_view *view,
+                                      const uint8_t *inside, const char *queue, size_t queue_length);
 bool nsn_pass_on_waiting(struct nsn_session *s);
 uint64_t nsn_pass_on_due(const struct nsn_session *s);
 void nsn_pass_on_parting(void *session, uint32_t slot, uint32_t generation, const uint32_t *sid);

@@ -1,5 +1,5 @@
-/* Passing queue messages on: what reached a member that is removed, exhausted, given up or dead goes to another one of its
- * group. They wait here, in order, while the others are full. */
+/* Passing queue messages on: what reached a member that is removed, exhausted, given up or dead, or may not have it, goes to
+ * another one of its group. They wait here, in order, while the others are full. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -68,7 +68,7 @@ bool nsn_pass_on_waiting(struct nsn_session *s)
         }
         if (result > 0 && s->counters.dropped == dropped)
             NSN_COUNT(s, passed_on, 1);
-        else if (result < 0)
+        else if (result < 0 || (result == 0 && s->passing->refused))
             NSN_COUNT(s, dropped, 1);
         take_first(s);
     }
@@ -81,9 +81,10 @@ void nsn_pass_on_free(struct nsn_session *s)
         take_first(s);
 }
 
-/* Keeps a copy of the record's message for another member. inside: its headers and payload, when they lie in a pool. */
-void nsn_pass_on_queue(struct nsn_session *s, uint32_t sid, const struct nsn_record_view *view, const uint8_t *inside,
-                       const char *queue, size_t queue_length)
+/* Keeps a copy of the record's message for another member. inside: its headers and payload, when they lie in a pool. NULL:
+ * there is no memory for it, and it was dropped. */
+struct nsn_passing *nsn_pass_on_queue(struct nsn_session *s, uint32_t sid, const struct nsn_record_view *view,
+                                      const uint8_t *inside, const char *queue, size_t queue_length)
 {
     const struct nsn_record *record = &view->record;
     size_t bytes = (size_t)record->subject_length + record->reply_length + queue_length + record->header_length +
@@ -91,7 +92,7 @@ void nsn_pass_on_queue(struct nsn_session *s, uint32_t sid, const struct nsn_rec
     struct nsn_passing *passing = malloc(sizeof *passing + bytes);
     if (!passing) {
         NSN_COUNT(s, dropped, 1);
-        return;
+        return NULL;
     }
     *passing = (struct nsn_passing){
         .sid = sid,
@@ -111,6 +112,7 @@ void nsn_pass_on_queue(struct nsn_session *s, uint32_t sid, const struct nsn_rec
     *s->passing_last = passing;
     s->passing_last = &passing->next;
     s->passing_bytes += record->header_length + record->payload_length;
+    return passing;
 }
 
 /* The bytes of an own pool record, or NULL. *segment is to be dropped. */
@@ -257,25 +259,4 @@ void nsn_pass_on_parting(void *session, uint32_t slot, uint32_t generation, cons
     for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
         if (peer->slot != s->slot && nsn_load_acquire(&s->map.slots->slot[peer->slot].alive) != peer->generation)
             nsn_pass_on_take_back(s, peer);
-}
-
-int nsn_pass_on(struct nsn_session *s, uint32_t sid, const char *subject, size_t subject_length, const char *reply,
-                size_t reply_length, const uint8_t *headers, size_t header_length, const uint8_t *payload,
-                size_t payload_length)
-{
-    pthread_mutex_lock(&s->lock);
-    const struct nsn_subscription *subscription = nsn_subscription_find(s, sid);
-    int result = subscription && subscription->queue_length ? 0 : -ENOENT;
-    if (!result) {
-        struct nsn_record_view view = {
-            .record = {.subject_length = (uint16_t)subject_length, .reply_length = (uint16_t)reply_length,
-                       .header_length = (uint32_t)header_length, .payload_length = (uint32_t)payload_length},
-            .subject = subject, .reply = reply, .headers = headers, .payload = payload,
-        };
-        nsn_pass_on_queue(s, sid, &view, NULL, subscription->names + subscription->pattern_length,
-                          subscription->queue_length);
-        nsn_pass_on_waiting(s);
-    }
-    pthread_mutex_unlock(&s->lock);
-    return result;
 }

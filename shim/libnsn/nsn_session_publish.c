@@ -541,6 +541,15 @@ static int fitness_of(struct nsn_session *s, const struct nsn_target *member, co
     return room_for(peer, &need) == 1 && member->slot != s->over_budget_slot && !over_share(s, peer, need.pool) ? FIT : FULL;
 }
 
+static bool may_have(const struct nsn_session *s, const struct nsn_route_queue *queue, const struct nsn_target *member,
+                     const struct nsn_parts *parts)
+{
+    struct nsn_receiver asked = {.slot = member->slot, .generation = member->generation, .subject = parts->subject,
+                                 .queue = queue->name, .subject_length = parts->subject_length,
+                                 .queue_length = queue->name_length};
+    return !s->options.may_have || s->options.may_have(s->options.context, &asked);
+}
+
 /* One member at random; one that has room before one that has not, a slow one last. 1, or 0 when there is none. */
 static int choose_member(struct nsn_session *s, const struct nsn_route_queue *queue, const struct nsn_parts *parts,
                          uint32_t excluded_sid, struct nsn_target *chosen)
@@ -552,7 +561,8 @@ static int choose_member(struct nsn_session *s, const struct nsn_route_queue *qu
         if (member->slot == s->slot && (s->options.no_echo || member->sid == excluded_sid))
             continue;
         int fitness = fitness_of(s, member, parts);
-        if (fitness > best) {
+        bool passed_on = parts->flags & NSN_RECORD_PASSED_ON;
+        if (fitness > best && (!passed_on || may_have(s, queue, member, parts))) {
             best = fitness;
             *chosen = *member;
         }
@@ -972,6 +982,14 @@ int nsn_publish_give_up(struct nsn_session *s)
     s->waiting = s->waiting_pool = false;
     pthread_mutex_unlock(&s->lock);
     return count;
+}
+
+void nsn_publish_count_dropped(struct nsn_session *s)
+{
+    pthread_mutex_lock(&s->lock);
+    if (s->page)
+        NSN_COUNT(s, dropped, 1);
+    pthread_mutex_unlock(&s->lock);
 }
 
 static bool space_now(struct nsn_session *s)

@@ -515,11 +515,23 @@ static int find_inside(struct nsn_peer_in *peer, const struct nsn_record_view *v
 }
 
 static void pass_on(struct nsn_session *s, const struct nsn_subscription *subscription, const struct nsn_record_view *view,
-                    const uint8_t *inside)
+                    const uint8_t *inside, bool refused)
 {
-    nsn_pass_on_queue(s, subscription->sid, view, inside, subscription->names + subscription->pattern_length,
-                      subscription->queue_length);
+    struct nsn_passing *passing = nsn_pass_on_queue(s, subscription->sid, view, inside,
+                                                    subscription->names + subscription->pattern_length,
+                                                    subscription->queue_length);
+    if (passing)
+        passing->refused = refused;
     nsn_pass_on_waiting(s);
+}
+
+/* subject: a copy that its publisher cannot change. */
+static bool may_take(const struct nsn_session *s, const struct nsn_subscription *subscription, const char *subject, size_t length)
+{
+    struct nsn_receiver asked = {.slot = s->slot, .generation = s->generation, .subject = subject,
+                                 .queue = subscription->names + subscription->pattern_length, .subject_length = length,
+                                 .queue_length = subscription->queue_length};
+    return s->options.may_have(s->options.context, &asked);
 }
 
 /* The subscription takes it, or NULL: nobody of this session does. *passes: it is for another member of the group. */
@@ -666,16 +678,22 @@ static int take_record(struct nsn_session *s, struct nsn_peer_in *peer, const st
     }
     uint32_t offset = UINT32_MAX, handle = UINT32_MAX, takers = 0;
     size_t used = batch->used;
-    if (peer->stranger)
+    if (peer->stranger || s->options.may_have)
         offset = to_blob(batch, view, large);
     for (uint32_t i = 0; i < record->sid_count; i++) {
         struct nsn_subscription *passes, *subscription = taker(s, view->sids[i], &passes);
+        bool refused = subscription && s->options.may_have &&
+                       !may_take(s, subscription, (const char *)batch->blob + offset, record->subject_length);
+        if (refused) {
+            passes = subscription->queue_length ? subscription : NULL;
+            subscription = NULL;
+        }
         if (passes && named_before(view, i)) {
             free(copy);
             return -EPROTO;
         }
         if (passes)
-            pass_on(s, passes, view, inside);
+            pass_on(s, passes, view, inside, refused);
         if (!subscription)
             continue;
         if (peer->stranger && !is_for(subscription, (const char *)batch->blob + offset, record->subject_length)) {
@@ -694,8 +712,7 @@ static int take_record(struct nsn_session *s, struct nsn_peer_in *peer, const st
         takers++;
         batch->messages[batch->count++] = (struct nsn_message){
             .sid = view->sids[i],
-            .flags = took(s, subscription) | (large ? NSN_MESSAGE_LARGE : 0) |
-                     (record->flags & NSN_RECORD_PASSED_ON ? NSN_MESSAGE_PASSED_ON : 0),
+            .flags = took(s, subscription) | (large ? NSN_MESSAGE_LARGE : 0),
             .offset = offset,
             .subject_length = record->subject_length,
             .reply_length = record->reply_length,
@@ -742,7 +759,7 @@ static void discard(struct nsn_session *s, struct nsn_peer_in *peer, uint64_t ma
                 const struct nsn_subscription *subscription = nsn_subscription_find(s, view.sids[i]);
                 messages++;
                 if (subscription && subscription->queue_length && readable && s->passing_bytes < NSN_PASSING_BYTES)
-                    pass_on(s, subscription, &view, inside);
+                    pass_on(s, subscription, &view, inside, false);
             }
             free(copy);
             if (large)

@@ -60,7 +60,8 @@ struct nsn_page {                /* 4096 bytes, the slot's session writes */
         uint64_t messages_in;    /* messages handed to subscriptions */
         uint64_t bytes_in;
         uint64_t deliveries_out; /* records written into links */
-        uint64_t dropped;        /* deliveries this session did not make to slow consumers, or to full links (unreliable) */
+        uint64_t dropped;        /* deliveries this session did not make to slow consumers, to full links (unreliable), or to
+                                    a queue group of which nobody may have them; a relay's publishes that failed */
         uint64_t discarded;      /* messages this session threw away as a slow consumer */
         uint64_t slow_consumer;  /* times this session was one */
         uint64_t passed_on;      /* queue messages passed on to another member */

@@ -86,6 +86,10 @@ TEST(configuration_is_read)
     CHECK_EQUAL(config.application_id, 65535);
     CHECK_EQUAL(config.log_level, NSN_LOG_ERROR);
     CHECK_EQUAL(config.echo, 1);
+    CHECK_EQUAL(read_config("[app]\nl4_port = 1\nuser = \"a \\\"#\\\\\" # who\npassword = '\\\"#' \ntoken = \"t\"\n", &config), 0);
+    CHECK(strcmp(config.user, "a \"#\\") == 0);
+    CHECK(strcmp(config.password, "\\\"#") == 0);
+    CHECK(strcmp(config.token, "t") == 0);
 }
 
 TEST(mistakes_in_the_configuration_are_told_with_their_line)
@@ -105,6 +109,11 @@ TEST(mistakes_in_the_configuration_are_told_with_their_line)
         {"[]\n", "a section is written"},
         {"[app]\nl4_port = 1\nlog_level = \"loud\"\n", "nsn-app.cfg:3: log_level"},
         {"[app]\nl4_port = 1\necho = yes\n", "true or false"},
+        {"[app]\nl4_port = 1\npassword = s3cret\n", "nsn-app.cfg:3: password = …: allowed is a text in quotes"},
+        {"[app]\nl4_port = 1\npassword = \"\"\n", "password = …"},
+        {"[app]\nl4_port = 1\npassword = \"a\"b\"\n", "password = …"},
+        {"[app]\nl4_port = 1\npassword = \"a\\n\"\n", "password = …"},
+        {"[app]\nl4_port = 1\npassword = \"a\\\"\n", "password = …"},
     };
     struct nsn_app_config config;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 LIBNSN = ROOT / "shim" / "libnsn"
-RELAY = ROOT / "nsnd" / "relay"  # a target is compiled with nsn_relay.c inside it
+RELAY = ROOT / "nsnd" / "relay"  # a target is compiled with nsn_relay*.c inside it
 BUILD = ROOT / "build" / "fuzz"
 CORPUS = HERE / "corpus"  # small, in the tree; what is found on the way is kept in BUILD
 CLANG = os.environ.get("CLANG", "clang")
@@ -77,9 +77,9 @@ def _is_older(made: Path, sources: Sequence[Path]) -> bool:
 def build() -> None:
     """Everything that changed since the last time. FuzzError when it cannot be done."""
     BUILD.mkdir(parents=True, exist_ok=True)
-    headers = [*LIBNSN.glob("*.h"), *RELAY.glob("*.h"), RELAY / "nsn_relay.c", HERE / "fuzz.h"]
+    headers = [*LIBNSN.glob("*.h"), *RELAY.glob("*.h"), *RELAY.glob("nsn_relay*.c"), HERE / "fuzz.h"]
     sources = sorted(path for path in LIBNSN.glob("nsn_*.c") if not path.stem.startswith("nsn_insane"))
-    sources.append(RELAY / "nsn_permissions.c")
+    sources += [RELAY / "nsn_permissions.c", RELAY / "nsn_replies.c"]
     objects = [BUILD / f"{source.stem}.o" for source in sources]
     due = [(source, made) for source, made in zip(sources, objects, strict=True) if _is_older(made, [source, *headers])]
     programs = [(HERE / f"fuzz_{name}.c", BUILD / f"fuzz_{name}") for name in targets()]

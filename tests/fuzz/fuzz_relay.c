@@ -38,6 +38,7 @@ static const char *const replies[] = {"", "reply", "a b", "hear.x"};
 
 static struct nsn_session session;
 static struct nsn_relay_options *options;
+static struct nsn_session_options asks; /* who may have a message */
 static struct nsn_permissions *rules[2]; /* 0: everything; 1: some */
 static struct heard all[SUBSCRIPTIONS];
 static struct input input, decisions;
@@ -165,8 +166,9 @@ static int stand_in_close(int fd)
 
 /* --- the session ---------------------------------------------------------------------------------------------------- */
 
-static struct nsn_session *stand_in_open(void)
+static struct nsn_session *stand_in_open(const struct nsn_session_options *given)
 {
+    asks = *given;
     uint8_t how = decide();
     connecting = how & 3;
     state = how == 0xff ? NSN_REFUSED_STATE : NSN_READY;
@@ -273,6 +275,9 @@ static int stand_in_receive(struct nsn_message *messages, int most, uint8_t *blo
     for (struct heard *one = all; one < all + SUBSCRIPTIONS && count < most; one++) {
         if (!one->used || !nsn_pattern_matches(one->pattern, one->pattern_length, subject, length))
             continue;
+        if (!asks.may_have(asks.context, &(struct nsn_receiver){.subject = subject, .queue = one->queue, .subject_length = length,
+                                                                .queue_length = one->queue_length}))
+            continue;
         messages[count] = message;
         messages[count].sid = one->sid;
         if (++one->delivered == one->most)
@@ -331,12 +336,13 @@ static int stand_in_event(struct nsn_event *event)
 #define poll(fds, count, timeout) stand_in_poll(fds, count, timeout)
 #define shutdown(fd, how) ((void)(how))
 #define close(fd) stand_in_close(fd)
-#define nsn_session_open(given, words, size) ((void)(given), (void)(words), stand_in_open())
+#define nsn_session_open(given, words, size) ((void)(words), stand_in_open(given))
 #define nsn_session_close(s) stand_in_end()
 #define nsn_session_state(s) ((void)(s), stand_in_state())
 #define nsn_session_process(s, spin) stand_in_process()
 #define nsn_session_control_fd(s) 1001
 #define nsn_session_bell_fd(s) 1002
+#define nsn_session_info(s, info) ((void)(info))
 #define nsn_session_refusal(s) EKEYREJECTED
 #define nsn_session_unsent(s) (decide() & 1)
 #define nsn_links_taken(s) 1
@@ -345,10 +351,11 @@ static int stand_in_event(struct nsn_event *event)
 #define nsn_drain(s, sid) stand_in_drain(sid)
 #define nsn_publish(s, ...) stand_in_publish(__VA_ARGS__)
 #define nsn_publish_give_up(s) ((void)0)
+#define nsn_publish_count_dropped(s) ((void)0)
+#define nsn_session_error(s) "no memory"
 #define nsn_receive(s, messages, most, blob, size, spin) stand_in_receive(messages, most, blob, size)
 #define nsn_large(s, handle) stand_in_large(handle)
 #define nsn_large_release(s, handle) stand_in_release(handle)
-#define nsn_pass_on(...) ((void)0)
 #define nsn_receive_held(s) 0
 #define nsn_arm(s) 1
 #define nsn_disarm(s) ((void)0)
@@ -359,6 +366,11 @@ static int stand_in_event(struct nsn_event *event)
 #define nsn_next_event(s, event) stand_in_event(event)
 
 #include "../../nsnd/relay/nsn_relay.c"
+#include "../../nsnd/relay/nsn_relay_lines.c"
+#include "../../nsnd/relay/nsn_relay_out.c"
+#include "../../nsnd/relay/nsn_relay_publish.c"
+#include "../../nsnd/relay/nsn_relay_subscriptions.c"
+#include "../../nsnd/relay/nsn_relays.c"
 
 /* The client cannot know it. */
 static void make_secret(const uint8_t *data, size_t size)
@@ -372,8 +384,11 @@ static void make_secret(const uint8_t *data, size_t size)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+    static struct nsn_relays *relays;
     if (!rules[0])
         make_rules();
+    if (!relays)
+        MUST(relays = nsn_relays_new());
     size_t rest = size ? size - 1 : 0, decided = size ? 2u * data[rest] : 0;
     const uint8_t *cut = data + rest - (decided < rest ? decided : rest);
     input = (struct input){data, cut};
@@ -387,7 +402,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     closed = 0;
     rule = !(decide() & 1);
     struct nsn_relay_options given = {.socket_path = "", .name = "", .info = "{}", .lame_duck = "{\"ldm\":true}", .application_id = 1,
-                                      .subscriptions_max = SUBSCRIPTIONS, .max_payload = 200, .permissions = rules[rule]};
+                                      .subscriptions_max = SUBSCRIPTIONS, .max_payload = 200, .budget = 1 << 20, .write_deadline_ns = 10000000000u,
+                                      .permissions = rules[rule],
+                                      .relays = relays};
     options = &given;
     nsn_relay_run(CLIENT, &given);
     MUST(closed == 1 && !opened);

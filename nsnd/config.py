@@ -43,15 +43,6 @@ class Config(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-class AppConfig(NamedTuple):
-    """What nsn-app.cfg says: the application ID, and the program's log level; None where it says nothing."""
-
-    path: str
-    l4_port: int | None = None
-    log_level: str | None = None
-    warnings: tuple[str, ...] = ()
-
-
 class Number(NamedTuple):
     """A key that takes a whole number from `low` to `high`. `unused`: why it has no meaning here."""
 
@@ -145,7 +136,6 @@ GLOBAL: Mapping[str, Key] = {
 }
 ACCESS: Mapping[str, Key] = {"users": Users()}
 REST_KEYS: Mapping[str, Key] = {"port": Number(1, 65535, REST), "host": Text(REST)}
-APP: Mapping[str, Key] = {"l4_port": Number(1, 65535), "log_level": Choice(LOG_LEVELS)}
 GROUPS = {"peers": "other hosts are not reached yet", "plugins": "no network plugin is in use yet"}
 
 
@@ -226,15 +216,6 @@ def _auth(path: Path, sections: dict[str, Any], warnings: list[str]) -> dict[int
     if path.stat().st_mode & 0o077:
         warnings.append(f"{path} has secrets in it, and other users may read or write it: chmod 600 {path}")
     return auth
-
-
-def load_app_config(path: Path) -> AppConfig:
-    """Reads and checks nsn-app.cfg, the file that a program written for INSANE has beside it."""
-    document = _read(path)
-    warnings: list[str] = []
-    _check_sections(path, document, ("app",))
-    values = _section(path, document, "app", APP, warnings)
-    return AppConfig(str(path), values.get("l4_port"), values.get("log_level"), tuple(warnings))
 
 
 def _read(path: Path) -> dict[str, Any]:

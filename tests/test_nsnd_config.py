@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nsnd.config import Config, ConfigError, find_config, load_app_config, load_config
+from nsnd.config import Config, ConfigError, find_config, load_config
 
 INSANES_OWN = """
 [global]
@@ -117,14 +117,6 @@ def test_an_autostarted_node_does_not_read_the_working_directory(tmp_path: Path,
     assert find_config("nsnd.cfg", {}) == tmp_path / "nsnd.cfg"
     with pytest.raises(ConfigError, match="absolute path"):
         find_config(None, {"INSANE_NSND_CONFIG": "nsnd.cfg"}, autostart=True)
-
-
-def test_a_programs_own_file(tmp_path: Path) -> None:
-    config = load_app_config(write(tmp_path, '[app]\nl4_port = 9999\nlog_level = "trace"\n', "nsn-app.cfg"))
-    assert (config.l4_port, config.log_level, config.warnings) == (9999, "trace", ())
-    assert load_app_config(write(tmp_path, "", "nsn-app.cfg")).l4_port is None
-    with pytest.raises(ConfigError, match=r"app\.l4_port: 0 is not allowed here; allowed is a whole number from 1 to 65535"):
-        load_app_config(write(tmp_path, "[app]\nl4_port = 0\n", "nsn-app.cfg"))
 
 
 def test_users_are_taken_by_name_and_by_number(tmp_path: Path) -> None:

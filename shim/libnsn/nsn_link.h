@@ -36,6 +36,7 @@ enum nsn_record_flags {
     NSN_RECORD_POOL = 1,                   /* headers and payload lie in the pool: a struct nsn_pool_ref follows the sids */
     NSN_RECORD_PASSED_ON = 2,              /* another member of a queue group could not take it */
     NSN_RECORD_PARTS = 4,                  /* headers and payload follow in records of kind PART, all made visible at once */
+    NSN_RECORD_NO_ECHO = 8,                /* the session that writes it gets nothing of it, also when it is passed on */
 };
 
 struct nsn_record { /* then sids (uint32_t each, padded to 8), [pool ref], subject, reply, [headers, payload] */

@@ -164,6 +164,7 @@ struct nsn_passing {
     uint64_t payload_length;
     uint64_t waits_since;             /* when all members were found to be full, ns; 0: not yet */
     bool refused;                     /* the user of the one that it came to may not have it */
+    uint32_t over_slot, over_generation; /* its publisher, which is passed over, too; generation 0: it is not */
     uint8_t bytes[];                  /* subject, reply, queue, headers, payload */
 };
 
@@ -283,6 +284,7 @@ struct nsn_parts {
     uint64_t stamp;
     uint8_t flags;
     bool unreliable;              /* as the session's option */
+    uint32_t over_slot, over_generation; /* in queue groups this session is passed over; generation 0: none is */
 };
 
 /* Words of the last error; returns the errno given. */
@@ -354,7 +356,8 @@ bool nsn_in_announced(struct nsn_session *s, uint64_t now);
 
 /* passing on (nsn_session_pass_on.c) */
 struct nsn_passing *nsn_pass_on_queue(struct nsn_session *s, uint32_t sid, const struct nsn_record_view *view,
-                                      const uint8_t *inside, const char *queue, size_t queue_length);
+                                      const uint8_t *inside, const char *queue, size_t queue_length,
+                                      uint32_t publisher_slot, uint32_t publisher_generation);
 bool nsn_pass_on_waiting(struct nsn_session *s);
 uint64_t nsn_pass_on_due(const struct nsn_session *s);
 void nsn_pass_on_parting(void *session, uint32_t slot, uint32_t generation, const uint32_t *sid);

@@ -20,6 +20,8 @@ static int pass_on_now(struct nsn_session *s, const struct nsn_passing *passing)
         .header_length = passing->header_length,
         .payload_length = passing->payload_length,
         .flags = NSN_RECORD_PASSED_ON,
+        .over_slot = passing->over_slot,
+        .over_generation = passing->over_generation,
     };
     parts.payload = parts.headers + parts.header_length;
     return nsn_deliver_queue(s, &parts, (const char *)at + passing->subject_length + passing->reply_length,
@@ -84,7 +86,8 @@ void nsn_pass_on_free(struct nsn_session *s)
 /* Keeps a copy of the record's message for another member. inside: its headers and payload, when they lie in a pool. NULL:
  * there is no memory for it, and it was dropped. */
 struct nsn_passing *nsn_pass_on_queue(struct nsn_session *s, uint32_t sid, const struct nsn_record_view *view,
-                                      const uint8_t *inside, const char *queue, size_t queue_length)
+                                      const uint8_t *inside, const char *queue, size_t queue_length,
+                                      uint32_t publisher_slot, uint32_t publisher_generation)
 {
     const struct nsn_record *record = &view->record;
     size_t bytes = (size_t)record->subject_length + record->reply_length + queue_length + record->header_length +
@@ -101,6 +104,8 @@ struct nsn_passing *nsn_pass_on_queue(struct nsn_session *s, uint32_t sid, const
         .queue_length = (uint16_t)queue_length,
         .header_length = record->header_length,
         .payload_length = record->payload_length,
+        .over_slot = publisher_slot,
+        .over_generation = record->flags & NSN_RECORD_NO_ECHO ? publisher_generation : 0,
     };
     uint8_t *at = passing->bytes;
     memcpy(at, view->subject, record->subject_length);
@@ -167,7 +172,7 @@ static void take_back_record(struct nsn_session *s, const struct nsn_peer_out *p
             NSN_COUNT(s, dropped, 1);
             continue;
         }
-        nsn_pass_on_queue(s, UINT32_MAX, view, inside, queue, length);
+        nsn_pass_on_queue(s, UINT32_MAX, view, inside, queue, length, s->slot, s->generation);
     }
     if (segment)
         nsn_segment_in_drop(segment);

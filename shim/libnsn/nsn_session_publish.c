@@ -550,6 +550,11 @@ static bool may_have(const struct nsn_session *s, const struct nsn_route_queue *
     return !s->options.may_have || s->options.may_have(s->options.context, &asked);
 }
 
+static bool is_passed_over(const struct nsn_parts *parts, const struct nsn_target *member)
+{
+    return parts->over_generation && parts->over_generation == member->generation && parts->over_slot == member->slot;
+}
+
 /* One member at random; one that has room before one that has not, a slow one last. 1, or 0 when there is none. */
 static int choose_member(struct nsn_session *s, const struct nsn_route_queue *queue, const struct nsn_parts *parts,
                          uint32_t excluded_sid, struct nsn_target *chosen)
@@ -558,7 +563,7 @@ static int choose_member(struct nsn_session *s, const struct nsn_route_queue *qu
     uint32_t start = queue->count > 1 ? (uint32_t)((next_random(s) >> 32) * queue->count >> 32) : 0;
     for (uint32_t i = 0; i < queue->count && best != FIT; i++) {
         const struct nsn_target *member = &queue->members[(start + i) % queue->count];
-        if (member->slot == s->slot && (s->options.no_echo || member->sid == excluded_sid))
+        if (is_passed_over(parts, member) || (member->slot == s->slot && member->sid == excluded_sid))
             continue;
         int fitness = fitness_of(s, member, parts);
         bool passed_on = parts->flags & NSN_RECORD_PASSED_ON;
@@ -910,6 +915,11 @@ static int publish(struct nsn_session *s, struct nsn_parts *parts)
 {
     struct nsn_block *given = parts->block;
     bool waited = s->waiting;
+    if (s->options.no_echo) {
+        parts->over_slot = s->slot;
+        parts->over_generation = s->generation;
+        parts->flags |= NSN_RECORD_NO_ECHO;
+    }
     int result = deliver(s, parts, NULL, 0, UINT32_MAX);
     if (result >= 0) {
         s->waiting = false;

@@ -514,12 +514,12 @@ static int find_inside(struct nsn_peer_in *peer, const struct nsn_record_view *v
     return view->pool_ref.offset > size || bytes > size - view->pool_ref.offset ? -EPROTO : 1;
 }
 
-static void pass_on(struct nsn_session *s, const struct nsn_subscription *subscription, const struct nsn_record_view *view,
-                    const uint8_t *inside, bool refused)
+static void pass_on(struct nsn_session *s, const struct nsn_peer_in *peer, const struct nsn_subscription *subscription,
+                    const struct nsn_record_view *view, const uint8_t *inside, bool refused)
 {
     struct nsn_passing *passing = nsn_pass_on_queue(s, subscription->sid, view, inside,
                                                     subscription->names + subscription->pattern_length,
-                                                    subscription->queue_length);
+                                                    subscription->queue_length, peer->slot, peer->generation);
     if (passing)
         passing->refused = refused;
     nsn_pass_on_waiting(s);
@@ -693,7 +693,7 @@ static int take_record(struct nsn_session *s, struct nsn_peer_in *peer, const st
             return -EPROTO;
         }
         if (passes)
-            pass_on(s, passes, view, inside, refused);
+            pass_on(s, peer, passes, view, inside, refused);
         if (!subscription)
             continue;
         if (peer->stranger && !is_for(subscription, (const char *)batch->blob + offset, record->subject_length)) {
@@ -759,7 +759,7 @@ static void discard(struct nsn_session *s, struct nsn_peer_in *peer, uint64_t ma
                 const struct nsn_subscription *subscription = nsn_subscription_find(s, view.sids[i]);
                 messages++;
                 if (subscription && subscription->queue_length && readable && s->passing_bytes < NSN_PASSING_BYTES)
-                    pass_on(s, subscription, &view, inside, false);
+                    pass_on(s, peer, subscription, &view, inside, false);
             }
             free(copy);
             if (large)

@@ -131,6 +131,34 @@ TEST(maximum_is_exact_and_the_rest_goes_to_the_other_member)
     node_stop(node);
 }
 
+TEST(no_echo_holds_for_what_is_passed_on_and_for_own_messages_alone)
+{
+    struct node *node = node_start();
+    const struct nsn_session_options quiet = {.name = "quiet", .no_echo = 1};
+    struct nsn_session *a = node_session_with(node, quiet), *b = node_session_with(node, quiet), *c = node_session(node);
+    node_subscribe(a, 1, "q", "g");
+    node_subscribe(b, 2, "q", "g");
+    CHECK_EQUAL(nsn_unsubscribe(b, 2, 5), 0);
+    for (int i = 0; i < 20; i++)
+        CHECK_EQUAL(node_publish(a, "q", "1", 1), 1); /* all of them to b, which may have 5 */
+    node_subscribe(c, 3, "q", "g");
+    node_subscribe(b, 4, "q", "g");
+    int counts[8] = {0};
+    for (int i = 0; i < 2; i++) {
+        drain_all(b, counts);
+        drain_all(c, counts);
+        drain_all(a, counts);
+    }
+    CHECK_EQUAL(counts[1], 0);
+    CHECK_EQUAL(counts[2], 5);
+    CHECK_EQUAL(counts[3] + counts[4], 15);
+    CHECK(counts[4] > 0); /* it does not echo what is another's */
+    nsn_session_close(a);
+    nsn_session_close(b);
+    nsn_session_close(c);
+    node_stop(node);
+}
+
 TEST(full_link_makes_publisher_wait_and_then_give_up)
 {
     struct node *node = node_start();

@@ -87,17 +87,17 @@ MUTANTS = (
     Mutant("no order by stamps", "causality", (
         ("nsn_session_receive.c", "        if (s->active_stamp[0] > latest) {", "        if (false) {"),)),
     Mutant("a message under way is not announced", "causality", (
-        ("nsn_session_publish.c", "            announce(s, s->groups[g].peer, true);", "            ;"),)),
+        ("nsn_session_publish.c", "            nsn_out_announce(s, s->groups[g].peer, true);", "            ;"),)),
     Mutant("no wait for a message under way", "causality", (
-        ("nsn_session_receive.c", "    if (inside < s->latest)\n        s->latest = inside;\n", ""),)),
+        ("nsn_session_look.c", "    if (inside < s->latest)\n        s->latest = inside;\n", ""),)),
     Mutant("no fence between asking for memory back and looking who publishes", "trim", TRIM_FENCES),
     Mutant("memory is taken back under a publish", "trim", (
         ("nsn_session.c", "nsn_link_in_trim_end(peer->link, outside);", "nsn_link_in_trim_end(peer->link, true);"),)),
     Mutant("no fence between showing a publish and reading the trim number", "trim", (ENTER,)),
     Mutant("who is given up is not told", "stall", (
-        ("nsn_session_publish.c", "    nudge(s, peer); /* it may have read", "    /*"),)),
+        ("nsn_session_out.c", "    nsn_out_nudge(s, peer); /* it may have read", "    /*"),)),
     Mutant("no fence between giving up and reading asleep", "stall", (
-        ("nsn_session_publish.c", "    nsn_fence();    /* pairs with nsn_sleep_begin's */", ""),)),
+        ("nsn_session_out.c", "    nsn_fence();            /* pairs with nsn_sleep_begin's */", ""),)),
     Mutant("no fence between a drop and looking for the answer", "stall", (
         ("nsn_session_publish.c", "    nsn_fence(); /* pairs with the one in nsn_link_in_acknowledge_stall", "    /*"),)),
     Mutant("no fence between the answer and counting the drops", "stall", (

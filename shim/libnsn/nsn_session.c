@@ -437,7 +437,7 @@ int nsn_trim(struct nsn_session *s)
             nsn_link_in_trim_end(peer->link, outside);
             more |= !outside;
         }
-        more |= nsn_out_trim(s) > 0;
+        more |= nsn_memory_trim(s) > 0;
     }
     pthread_mutex_unlock(&s->lock);
     return more;

@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "nsn_session_internal.h"
+#include "nsn_session_in.h"
 
 enum { SETTLING, PUBLISHERS, ANNOUNCED, READING, DONE };
 
@@ -99,7 +99,7 @@ static bool publishers_left(struct nsn_session *s, struct nsn_barrier *barrier)
     while (barrier->count) {
         const struct nsn_seen *seen = &barrier->waits[barrier->count - 1];
         const struct nsn_page *page = nsn_page_of(s, s->other_at[seen->slot], seen->slot);
-        bool alive = nsn_load_acquire(&s->map.slots->slot[seen->slot].alive) == seen->generation;
+        bool alive = nsn_alive(s, seen->slot, seen->generation);
         if (alive && nsn_load_acquire(&page->publishing) == seen->number && !is_given_up(s, barrier, seen->slot)) {
             say_who_holds_up(s, barrier, seen);
             return false;

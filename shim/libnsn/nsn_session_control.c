@@ -154,7 +154,7 @@ int nsn_control_credentials(struct nsn_session *s, const uint8_t *json, size_t l
     return result;
 }
 
-/* --- interest ----------------------------------------------------------------------------------------------------- */
+/* --- interest ---------------------------------------------------------------------------------------------------- */
 
 void nsn_interest_flush(struct nsn_session *s)
 {
@@ -270,7 +270,7 @@ static void interest_refused(struct nsn_session *s, const struct nsn_interest_do
     nsn_interest_flush(s);
 }
 
-/* --- packets from nsnd --------------------------------------------------------------------------------------------- */
+/* --- packets from nsnd ------------------------------------------------------------------------------------------- */
 
 static int enter_application(struct nsn_session *s, const struct nsn_welcome *welcome)
 {

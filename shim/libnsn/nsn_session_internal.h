@@ -290,6 +290,10 @@ struct nsn_parts {
 /* Words of the last error; returns the errno given. */
 int nsn_fail(struct nsn_session *s, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
 void nsn_post_event(struct nsn_session *s, const struct nsn_event *event);
+static inline bool nsn_alive(const struct nsn_session *s, uint32_t slot, uint32_t generation)
+{
+    return nsn_load_acquire(&s->map.slots->slot[slot].alive) == generation;
+}
 static inline bool nsn_in_child(const struct nsn_session *s) { return *s->fork_canary == 0; }
 static inline void nsn_count(struct nsn_session *s, uint64_t *private_counter, uint64_t *shared_counter, uint64_t more)
 {
@@ -315,9 +319,12 @@ int nsn_control_hello(struct nsn_session *s);
 int nsn_control_credentials(struct nsn_session *s, const uint8_t *json, size_t length);
 
 /* publish (nsn_session_publish.c) */
+uint64_t nsn_publish_enter(struct nsn_session *s);
+void nsn_publish_leave(struct nsn_session *s);
 int nsn_deliver_queue(struct nsn_session *s, const struct nsn_parts *parts, const char *queue, size_t queue_length,
                       uint32_t excluded_sid);
-void nsn_out_give_up(struct nsn_session *s, uint32_t slot);
+
+/* outgoing links (nsn_session_out.c) */
 void nsn_out_drop(struct nsn_session *s, struct nsn_peer_out *peer);
 void nsn_out_check_taken(struct nsn_session *s);
 bool nsn_out_all_taken(struct nsn_session *s);
@@ -325,10 +332,10 @@ bool nsn_out_all_passed_on(struct nsn_session *s);
 void nsn_out_resend(struct nsn_session *s);
 void nsn_out_peer_gone(struct nsn_session *s, uint32_t slot, uint32_t generation);
 void nsn_out_ring_again(struct nsn_session *s);
-uint64_t nsn_publish_enter(struct nsn_session *s);
-void nsn_publish_leave(struct nsn_session *s);
-size_t nsn_out_trim(struct nsn_session *s);
-void nsn_out_segment_gone(struct nsn_session *s, const struct nsn_segment_gone *gone);
+
+/* memory (nsn_session_memory.c) */
+size_t nsn_memory_trim(struct nsn_session *s);
+void nsn_memory_segment_gone(struct nsn_session *s, const struct nsn_segment_gone *gone);
 
 /* others (nsn_session_others.c) */
 void nsn_others_renew(struct nsn_session *s, bool at_first);
@@ -343,13 +350,12 @@ void nsn_others_free(struct nsn_session *s);
 int nsn_own_place_make(struct nsn_session *s);
 void nsn_own_place_free(struct nsn_session *s);
 
-/* receive (nsn_session_receive.c) */
+/* incoming links (nsn_session_in.c), and what is there (nsn_session_look.c) */
 int nsn_in_link(struct nsn_session *s, uint32_t slot, uint32_t generation, uint32_t uid, uint64_t link_id, int fd);
 int nsn_in_segment(struct nsn_session *s, uint32_t slot, uint32_t generation, uint32_t segment, uint64_t size, int fd);
 void nsn_in_peer_gone(struct nsn_session *s, uint32_t slot, uint32_t generation);
 void nsn_in_drop_all(struct nsn_session *s);
 void nsn_in_check_alive(struct nsn_session *s);
-void nsn_in_activate(struct nsn_session *s, struct nsn_peer_in *peer);
 bool nsn_in_pending(struct nsn_session *s);
 bool nsn_process_stopped(uint32_t pid);
 bool nsn_in_announced(struct nsn_session *s, uint64_t now);

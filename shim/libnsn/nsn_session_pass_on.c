@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "nsn_session_internal.h"
+#include "nsn_session_out.h"
 
 #define FORMERS_MAX 1024u /* removed subscriptions that are remembered of one consumer; above, the older ones are not */
 
@@ -262,6 +262,6 @@ void nsn_pass_on_parting(void *session, uint32_t slot, uint32_t generation, cons
         return;
     }
     for (struct nsn_peer_out *peer = s->outs; peer; peer = peer->next)
-        if (peer->slot != s->slot && nsn_load_acquire(&s->map.slots->slot[peer->slot].alive) != peer->generation)
+        if (peer->slot != s->slot && !nsn_alive(s, peer->slot, peer->generation))
             nsn_pass_on_take_back(s, peer);
 }

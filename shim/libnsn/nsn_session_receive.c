@@ -7,492 +7,16 @@
  * it: whatever an earlier stamp caused was announced before. A publisher that stands still is waited for only so long.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "nsn_session_internal.h"
+#include "nsn_session_in.h"
 
 #define NOT_IN_HEAP UINT64_MAX
 #define QUIET_LOOKS 32u /* at the board, in a spin, between whole rounds */
-#define LOOKS_MOST 64 /* at a board word that changes each time */
 #define BLOB_LEAST (64u << 10)
 
-/* --- incoming links ---------------------------------------------------------------------------------------------------- */
-
-static void activate(struct nsn_session *s, struct nsn_peer_in *peer)
-{
-    if (peer->active)
-        return;
-    if (s->active_count == s->active_room) {
-        uint32_t room = s->active_room ? s->active_room * 2 : 16;
-        struct nsn_peer_in **active = realloc(s->active, room * sizeof *active);
-        if (active)
-            s->active = active;
-        uint64_t *stamps = realloc(s->active_stamp, room * sizeof *stamps);
-        if (stamps)
-            s->active_stamp = stamps;
-        if (!active || !stamps)
-            return; /* stays on the board as seen; the next record announces it again */
-        s->active_room = room;
-    }
-    peer->active = true;
-    s->active[s->active_count++] = peer;
-}
-
-void nsn_in_activate(struct nsn_session *s, struct nsn_peer_in *peer) { activate(s, peer); }
-
-static void deactivate(struct nsn_session *s, struct nsn_peer_in *peer)
-{
-    if (!peer->active)
-        return;
-    for (uint32_t i = 0; i < s->active_count; i++)
-        if (s->active[i] == peer) {
-            s->active[i] = s->active[--s->active_count];
-            break;
-        }
-    peer->active = false;
-}
-
-static void in_drop(struct nsn_session *s, struct nsn_peer_in *peer)
-{
-    deactivate(s, peer);
-    for (struct nsn_peer_in **at = &s->ins; *at; at = &(*at)->next)
-        if (*at == peer) {
-            *at = peer->next;
-            break;
-        }
-    if (s->in[peer->slot] == peer)
-        s->in[peer->slot] = NULL;
-    s->in_count--;
-    for (uint32_t i = 0; i < s->large_room && peer->larges; i++)
-        if (s->larges[i].peer == peer) {
-            s->larges[i].peer = NULL; /* its segment is still held: the bytes stay readable until released */
-            peer->larges--;
-        }
-    for (uint32_t i = 0; i < peer->segment_count; i++)
-        nsn_segment_in_drop(peer->segments[i]);
-    free(peer->segments);
-    nsn_link_in_destroy(peer->link);
-    nsn_other_drop(peer->other);
-    free(peer);
-    if (s->page)
-        NSN_GAUGE(s, links_in, s->in_count);
-}
-
-void nsn_in_drop_all(struct nsn_session *s)
-{
-    while (s->ins)
-        in_drop(s, s->ins);
-}
-
-static void in_broken(struct nsn_session *s, struct nsn_peer_in *peer, const char *what)
-{
-    struct nsn_event event = {.kind = NSN_EVENT_LINK_BROKEN, .slot = peer->slot, .error = -EPROTO};
-    snprintf(event.text, sizeof event.text, "the publisher in slot %u broke its link (%s): the link was dropped", peer->slot, what);
-    nsn_post_event(s, &event);
-    NSN_COUNT(s, link_errors, 1);
-    if (s->in[peer->slot] == peer)
-        s->in_vain[peer->slot] = peer->generation;
-    if (peer->other)
-        peer->other->in_vain = true;
-    in_drop(s, peer);
-}
-
-/* Another link takes the place of one that its producer has given up, which is a fault already. Many of them, not read to
- * their ends, would fill the address space. */
-static int map_link(struct nsn_session *s, struct nsn_peer_in *peer, uint64_t link_id, int fd)
-{
-    uint32_t unread = 0;
-    for (const struct nsn_peer_in *other = s->ins; other && s->in[peer->slot]; other = other->next)
-        unread += other->slot == peer->slot && other->generation == peer->generation;
-    if (unread >= NSN_LINKS_UNREAD)
-        return nsn_fail(s, -EPROTO, "the publisher in slot %u hands over link after link: %u of them are not read to their ends",
-                        peer->slot, unread);
-    return nsn_link_in_map(&peer->link, fd, link_id, s->error, sizeof s->error);
-}
-
-/* A link from an other that lives is of use only while its board can be seen. */
-static int in_find_place(struct nsn_session *s, struct nsn_peer_in *peer, uint32_t uid)
-{
-    peer->stranger = uid != s->uid;
-    if (uid != s->node_uid) {
-        peer->other = nsn_other_find(s, peer->slot, peer->generation);
-        if (!peer->other && nsn_load_acquire(&s->map.slots->slot[peer->slot].alive) == peer->generation)
-            return nsn_fail(s, s->others_number == nsn_load_relaxed(&s->map.slots->others) ? -EPROTO : -ENOMEM,
-                            "the place of the publisher in slot %u cannot be attached", peer->slot);
-        nsn_other_hold(peer->other);
-    }
-    peer->page = nsn_page_of(s, peer->other, peer->slot);
-    return 0;
-}
-
-int nsn_in_link(struct nsn_session *s, uint32_t slot, uint32_t generation, uint32_t uid, uint64_t link_id, int fd)
-{
-    if (fd < 0)
-        return -EMFILE;
-    if (slot >= NSN_SLOTS_MAX)
-        return nsn_fail(s, -EPROTO, "a link came from slot %u, and there is no such slot", slot);
-    struct nsn_peer_in *peer = s->in[slot];
-    if (peer && peer->generation == generation) {
-        if (nsn_link_in_id(peer->link) == link_id)
-            return 0; /* handed over again after nsnd was replaced */
-        peer->gone = true;
-        activate(s, peer);
-    } else if (peer) {
-        peer->gone = true;
-        activate(s, peer);
-    }
-    peer = calloc(1, sizeof *peer);
-    if (!peer)
-        return nsn_fail(s, -ENOMEM, "no memory for a link");
-    peer->slot = slot;
-    peer->generation = generation;
-    int result = in_find_place(s, peer, uid);
-    if (result == 0)
-        result = map_link(s, peer, link_id, fd);
-    if (result < 0) {
-        struct nsn_event event = {.kind = NSN_EVENT_LINK_BROKEN, .slot = slot, .error = result};
-        snprintf(event.text, sizeof event.text, "%.150s", s->error);
-        nsn_post_event(s, &event);
-        NSN_COUNT(s, link_errors, 1);
-        nsn_other_drop(peer->other);
-        free(peer);
-        return result;
-    }
-    peer->next = s->ins;
-    s->ins = peer;
-    s->in[slot] = peer;
-    s->in_count++;
-    NSN_GAUGE(s, links_in, s->in_count);
-    if (peer->other) /* to be looked at: a message may be under way */
-        peer->other->seen = nsn_load_acquire32(&peer->other->place->board[s->slot]) ^ 1u << 31;
-    else
-        s->board_seen[slot] = nsn_load_acquire32(&s->board[slot]) ^ 1u << 31;
-    activate(s, peer);
-    return 0;
-}
-
-static struct nsn_segment_in **segment_place(struct nsn_peer_in *peer, uint32_t segment)
-{
-    for (uint32_t i = peer->segment_count; i-- > 0;)
-        if (peer->segments[i]->segment == segment)
-            return &peer->segments[i];
-    return NULL;
-}
-
-int nsn_in_segment(struct nsn_session *s, uint32_t slot, uint32_t generation, uint32_t segment, uint64_t size, int fd)
-{
-    struct nsn_peer_in *peer = slot < NSN_SLOTS_MAX ? s->in[slot] : NULL;
-    if (fd < 0)
-        return -EMFILE;
-    if (!peer || peer->generation != generation || segment_place(peer, segment))
-        return 0;
-    if (peer->stranger) {
-        in_broken(s, peer, "it hands over memory of another user's");
-        return nsn_fail(s, -EPROTO, "slot %u hands over a pool segment, and is another user's", slot);
-    }
-    if (peer->segment_count >= 4 * NSN_POOL_SEGMENTS) {
-        in_broken(s, peer, "it hands over more pool segments than there can be");
-        return nsn_fail(s, -EPROTO, "slot %u hands over more pool segments than there can be", slot);
-    }
-    if (peer->segment_count == peer->segment_room) {
-        uint32_t room = peer->segment_room ? peer->segment_room * 2 : 8;
-        struct nsn_segment_in **segments = realloc(peer->segments, room * sizeof *segments);
-        if (!segments)
-            return nsn_fail(s, -ENOMEM, "no memory for a pool segment");
-        peer->segments = segments;
-        peer->segment_room = room;
-    }
-    int result = nsn_segment_in_map(&peer->segments[peer->segment_count], fd, segment, size, s->error, sizeof s->error);
-    if (result == -EPROTO)
-        in_broken(s, peer, "a pool segment is not what it should be");
-    if (result < 0)
-        return result;
-    peer->segment_count++;
-    nsn_link_in_took_segment(peer->link);
-    peer->blocked = false;
-    activate(s, peer);
-    return 0;
-}
-
-static void segment_gone(struct nsn_peer_in *peer, uint32_t segment)
-{
-    struct nsn_segment_in **place = segment_place(peer, segment);
-    if (!place)
-        return;
-    nsn_segment_in_drop(*place);
-    *place = peer->segments[--peer->segment_count];
-}
-
-void nsn_in_peer_gone(struct nsn_session *s, uint32_t slot, uint32_t generation)
-{
-    for (struct nsn_peer_in *peer = s->ins; peer; peer = peer->next)
-        if (peer->slot == slot && peer->generation == generation) {
-            peer->gone = true;
-            peer->blocked = false;
-            activate(s, peer);
-        }
-}
-
-/* After a reattachment: the last nsnd may not have said who has ended. */
-void nsn_in_check_alive(struct nsn_session *s)
-{
-    for (struct nsn_peer_in *peer = s->ins; peer; peer = peer->next)
-        if (nsn_load_acquire(&s->map.slots->slot[peer->slot].alive) != peer->generation) {
-            peer->gone = true;
-            peer->blocked = false;
-            activate(s, peer);
-        }
-}
-
-/* --- what is there ------------------------------------------------------------------------------------------------------- */
-
-static uint32_t slots_in_use(const struct nsn_session *s)
-{
-    uint64_t highest = nsn_load_acquire(&s->map.slots->highest);
-    return highest < NSN_SLOTS_MAX ? (uint32_t)highest : NSN_SLOTS_MAX;
-}
-
-/* Whether a process is stopped, or gone; the kernel knows. Who cannot be asked, in another PID namespace, is taken to be. */
-bool nsn_process_stopped(uint32_t pid)
-{
-    char name[32], text[256];
-    snprintf(name, sizeof name, "/proc/%u/stat", pid);
-    int fd = open(name, O_RDONLY | O_CLOEXEC);
-    ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-    if (fd >= 0)
-        close(fd);
-    text[length > 0 ? length : 0] = 0;
-    const char *state = strrchr(text, ')'); /* "pid (name) state …" */
-    return !state || strchr("TtZXx", state[1] ? state[2] : 'T');
-}
-
-/* A publisher that is long inside one publish waits for a processor, or was stopped there (or says that it is inside, and is
- * not). Asked now and then. */
-static bool stands_still(struct nsn_session *s, struct nsn_peer_in *peer, uint64_t inside, uint64_t now)
-{
-    if (peer->hold_stamp == inside && now - peer->hold_asked < NSN_HOLD_NS / 4)
-        return peer->hold_stopped;
-    peer->hold_stamp = inside;
-    peer->hold_asked = now;
-    peer->hold_stopped = nsn_process_stopped(nsn_load_relaxed32(&s->map.slots->slot[peer->slot].pid));
-    return peer->hold_stopped;
-}
-
-/* Another user's publisher may say that it is inside for ever: that holds for a while, and then not for some time. */
-static bool may_hold(struct nsn_peer_in *peer, uint64_t now)
-{
-    if (!peer->held_since || now - peer->held_since > NSN_STRANGER_REST_NS)
-        peer->held_since = now;
-    return now - peer->held_since < NSN_STRANGER_HOLD_NS;
-}
-
-/* A message is under way from a publisher that has a link to this session. True while it is to be waited for. */
-static bool under_way(struct nsn_session *s, struct nsn_peer_in *peer, uint64_t now)
-{
-    uint64_t inside = nsn_load_acquire(&peer->page->publishing);
-    if (peer->stranger && !inside)
-        peer->held_since = 0;
-    else if (peer->stranger && !may_hold(peer, now))
-        return false;
-    if (!inside || nsn_load_acquire(&s->map.slots->slot[peer->slot].alive) != peer->generation)
-        return false; /* it has just been written, or never will be */
-    uint64_t age = inside < now ? now - inside : 0;
-    if (age >= NSN_HOLD_NS && (age >= NSN_HOLD_MOST_NS || stands_still(s, peer, inside, now)))
-        return false;
-    if (inside < s->latest)
-        s->latest = inside;
-    return true;
-}
-
-static bool is_in_vain(const struct nsn_session *s, const struct nsn_other *other, uint32_t slot, uint64_t now)
-{
-    if (!other)
-        return nsn_load_relaxed(&s->map.slots->slot[slot].generation) == s->in_vain[slot];
-    bool impatient = s->strangers_vain_since && now - s->strangers_vain_since < NSN_STRANGER_VAIN_NS;
-    return other->in_vain || (other->stranger && impatient);
-}
-
-/* One publisher's word has changed: activates its link. True when its link is announced, and not here yet. */
-static inline __attribute__((always_inline)) bool look_at(struct nsn_session *s, const struct nsn_other *other, uint32_t slot,
-                                                          const uint32_t *said, uint32_t *seen, uint64_t now)
-{
-    uint32_t word = nsn_load_acquire32(said); /* pairs with announce(): behind the link's tail */
-    struct nsn_peer_in *peer = s->in[slot];
-    if (peer)
-        nsn_link_in_prefetch(peer->link);
-    uint64_t lives = peer ? nsn_load_acquire(&s->map.slots->slot[slot].alive) : 0;
-    if (peer && (!lives || lives == peer->generation)) {
-        activate(s, peer);
-        bool waited_for = false;
-        uint32_t last = 0;
-        for (int looks = 0; word & 1 && word != last && !waited_for && looks < LOOKS_MOST; looks++) {
-            waited_for = under_way(s, peer, now);
-            last = word;
-            word = nsn_load_acquire32(said); /* the publish was over: final, or the next one's */
-        }
-        if (!waited_for)
-            *seen = word;
-        return false;
-    }
-    if (peer) /* also of a session that has ended: its link may still be on its way */
-        activate(s, peer);
-    if (!is_in_vain(s, other, slot, now))
-        return true;
-    *seen = word;
-    return false;
-}
-
-static __attribute__((noinline)) bool look_at_others(struct nsn_session *s, uint64_t now, bool *by_strangers)
-{
-    bool announced = false;
-    for (uint32_t i = 0; i < s->other_count; i++) {
-        struct nsn_other *other = s->others[i];
-        const uint32_t *said = &other->place->board[s->slot];
-        if (nsn_load_relaxed32(said) == other->seen || !look_at(s, other, other->slot, said, &other->seen, now))
-            continue;
-        announced |= !other->stranger;
-        *by_strangers |= other->stranger;
-    }
-    return announced;
-}
-
-/* Looks over the board: activates the links that have changed, notes what is under way. now: a reading of the clock. */
-static void look(struct nsn_session *s, uint64_t now)
-{
-    uint32_t slots = slots_in_use(s);
-    bool announced = false, by_strangers = false;
-    s->latest = now;
-    for (uint32_t slot = 0; slot < slots; slot++)
-        if (nsn_load_relaxed32(&s->board[slot]) != s->board_seen[slot])
-            announced |= look_at(s, NULL, slot, &s->board[slot], &s->board_seen[slot], now);
-    if (nsn_load_acquire(&s->map.slots->others) != s->others_number) /* pairs with others_changed in nsn_slots.c */
-        nsn_others_renew(s, false);
-    if (s->other_count)
-        announced |= look_at_others(s, now, &by_strangers);
-    if (s->others_ended)
-        nsn_others_drop_ended(s);
-    s->announced_by_strangers = by_strangers && !announced;
-    if (!announced && !by_strangers)
-        s->announced_since = 0;
-    else if (!s->announced_since)
-        s->announced_since = now;
-}
-
-/* Announced links are not waited for any more. */
-static void give_announced_up(struct nsn_session *s, uint64_t now)
-{
-    uint32_t slots = slots_in_use(s);
-    for (uint32_t slot = 0; slot < slots; slot++)
-        if (!s->in[slot] || nsn_load_acquire(&s->map.slots->slot[slot].alive) != s->in[slot]->generation) {
-            uint32_t word = nsn_load_acquire32(&s->board[slot]);
-            if (word != s->board_seen[slot])
-                s->in_vain[slot] = nsn_load_relaxed(&s->map.slots->slot[slot].generation);
-            s->board_seen[slot] = word;
-        }
-    for (uint32_t i = 0; i < s->other_count; i++) {
-        struct nsn_other *other = s->others[i];
-        uint32_t word = nsn_load_acquire32(&other->place->board[s->slot]);
-        if (word == other->seen || (s->in[other->slot] && s->in[other->slot]->generation == other->generation))
-            continue;
-        other->in_vain = true;
-        other->seen = word;
-        if (other->stranger)
-            s->strangers_vain_since = now;
-    }
-    s->announced_since = 0;
-}
-
-/* True while a link is announced on the board that nsnd has not brought yet, unless it has been so for too long. */
-bool nsn_in_announced(struct nsn_session *s, uint64_t now)
-{
-    look(s, now);
-    if (!s->announced_since)
-        return false;
-    if (s->state == NSN_READY) /* else there may be a welcome, which is not for here: everything may start over with it */
-        nsn_control_receive(s);
-    look(s, now);
-    if (!s->announced_since)
-        return false;
-    uint64_t waited = now - s->announced_since;
-    bool patient = waited < NSN_HANDOVER_MOST_NS && !s->announced_by_strangers && !nsn_process_stopped(s->node_pid);
-    if (s->control >= 0 && (waited < NSN_HANDOVER_NS || patient))
-        return true;
-    give_announced_up(s, now);
-    return false;
-}
-
-bool nsn_in_pending(struct nsn_session *s)
-{
-    look(s, nsn_now_ns());
-    for (uint32_t i = 0; i < s->active_count; i++)
-        if (!s->active[i]->blocked)
-            return true;
-    return false;
-}
-
-/* --- large messages ---------------------------------------------------------------------------------------------------------- */
-
-static uint32_t large_take(struct nsn_session *s)
-{
-    if (s->large_free == UINT32_MAX) {
-        uint32_t room = s->large_room ? s->large_room * 2 : 64;
-        struct nsn_large *larges = realloc(s->larges, room * sizeof *larges);
-        if (!larges)
-            return UINT32_MAX;
-        s->larges = larges;
-        for (uint32_t i = s->large_room; i < room; i++)
-            larges[i] = (struct nsn_large){.next_free = i + 1 < room ? i + 1 : UINT32_MAX};
-        s->large_free = s->large_room;
-        s->large_room = room;
-    }
-    uint32_t index = s->large_free;
-    s->large_free = s->larges[index].next_free;
-    return index;
-}
-
-static void ring_if_wanted(struct nsn_session *s, struct nsn_peer_in *peer)
-{
-    if (nsn_link_in_publish(peer->link)) {
-        NSN_COUNT(s, bells, 1);
-        nsn_ring(s, peer->other, peer->slot);
-    }
-}
-
-const uint8_t *nsn_large(struct nsn_session *s, uint32_t large)
-{
-    if (nsn_in_child(s))
-        return NULL;
-    pthread_mutex_lock(&s->lock);
-    const uint8_t *data = large < s->large_room && s->larges[large].holds ? s->larges[large].data : NULL;
-    pthread_mutex_unlock(&s->lock);
-    return data;
-}
-
-void nsn_large_release(struct nsn_session *s, uint32_t large)
-{
-    if (nsn_in_child(s))
-        return;
-    pthread_mutex_lock(&s->lock);
-    struct nsn_large *entry = large < s->large_room ? &s->larges[large] : NULL;
-    if (entry && entry->holds && --entry->holds == 0) {
-        if (entry->peer) {
-            entry->peer->larges--;
-            nsn_link_in_release(entry->peer->link, entry->ref, entry->use);
-            ring_if_wanted(s, entry->peer);
-        }
-        if (entry->segment)
-            nsn_segment_in_drop(entry->segment);
-        free(entry->copy);
-        *entry = (struct nsn_large){.next_free = s->large_free};
-        s->large_free = large;
-    }
-    pthread_mutex_unlock(&s->lock);
-}
-
-/* --- one record ---------------------------------------------------------------------------------------------------------------- */
+/* --- one record -------------------------------------------------------------------------------------------------- */
 
 struct batch {
     struct nsn_message *messages;
@@ -505,7 +29,7 @@ struct batch {
 /* Where a pool record's bytes lie, or NULL when the segment is not (or no longer) there. -EPROTO when they cannot lie there. */
 static int find_inside(struct nsn_peer_in *peer, const struct nsn_record_view *view, struct nsn_segment_in **segment)
 {
-    struct nsn_segment_in **place = segment_place(peer, view->pool_ref.segment);
+    struct nsn_segment_in **place = nsn_in_segment_place(peer, view->pool_ref.segment);
     *segment = place ? *place : NULL;
     if (!place)
         return 0;
@@ -526,7 +50,8 @@ static void pass_on(struct nsn_session *s, const struct nsn_peer_in *peer, const
 }
 
 /* subject: a copy that its publisher cannot change. */
-static bool may_take(const struct nsn_session *s, const struct nsn_subscription *subscription, const char *subject, size_t length)
+static bool may_take(const struct nsn_session *s, const struct nsn_subscription *subscription, const char *subject,
+                     size_t length)
 {
     struct nsn_receiver asked = {.slot = s->slot, .generation = s->generation, .subject = subject,
                                  .queue = subscription->names + subscription->pattern_length, .subject_length = length,
@@ -570,7 +95,8 @@ static uint32_t took(struct nsn_session *s, struct nsn_subscription *subscriptio
 
 /* Copies what goes into the blob; returns its offset. The producer may change these bytes while they are copied: whatever
  * comes out is what this session sees, once. */
-static inline __attribute__((always_inline)) uint32_t to_blob(struct batch *batch, const struct nsn_record_view *view, bool large)
+static inline __attribute__((always_inline)) uint32_t to_blob(struct batch *batch, const struct nsn_record_view *view,
+                                                              bool large)
 {
     const struct nsn_record *record = &view->record;
     uint32_t offset = (uint32_t)batch->used;
@@ -596,24 +122,6 @@ static bool is_for(const struct nsn_subscription *subscription, const char *subj
            nsn_pattern_matches(subscription->names, subscription->pattern_length, subject, length);
 }
 
-/* Sets *handle to a new large message, or leaves it when there is no memory for that. */
-static __attribute__((noinline)) void lend(struct nsn_session *s, struct nsn_peer_in *peer, const struct nsn_record_view *view, struct nsn_segment_in *segment,
-                 const uint8_t *inside, uint8_t **copy, uint32_t *handle)
-{
-    *handle = large_take(s);
-    if (*handle == UINT32_MAX) {
-        NSN_COUNT(s, discarded, 1);
-    } else if (*copy) {
-        s->larges[*handle] = (struct nsn_large){.data = *copy, .copy = *copy};
-        *copy = NULL;
-    } else {
-        nsn_segment_in_hold(segment);
-        s->larges[*handle] = (struct nsn_large){.peer = peer, .segment = segment, .data = inside, .ref = view->pool_ref.ref,
-                                                .use = view->pool_ref.use};
-        peer->larges++;
-    }
-}
-
 /* Gathers a message that came in parts. 1, 0 when there was no memory for it (it is passed over), -EPROTO. */
 static __attribute__((noinline)) int gather_parts(struct nsn_peer_in *peer, const struct nsn_record_view *view, uint8_t **copy)
 {
@@ -636,7 +144,7 @@ static int take_record(struct nsn_session *s, struct nsn_peer_in *peer, const st
 {
     const struct nsn_record *record = &view->record;
     if (record->kind == NSN_RECORD_SEGMENT_GONE) {
-        segment_gone(peer, view->pool_ref.segment);
+        nsn_in_segment_gone(peer, view->pool_ref.segment);
         return 1;
     }
     if (record->kind != NSN_RECORD_MESSAGE)
@@ -703,7 +211,7 @@ static int take_record(struct nsn_session *s, struct nsn_peer_in *peer, const st
         if (offset == UINT32_MAX)
             offset = to_blob(batch, view, large);
         if (large && handle == UINT32_MAX) {
-            lend(s, peer, view, segment, inside, &copy, &handle);
+            nsn_in_lend(s, peer, view, segment, inside, &copy, &handle);
             if (handle == UINT32_MAX)
                 continue;
         }
@@ -740,7 +248,7 @@ static void discard(struct nsn_session *s, struct nsn_peer_in *peer, uint64_t ma
     int result = 0;
     while (nsn_link_in_head(peer->link) < mark && (result = nsn_link_in_peek(peer->link, &view, UINT64_MAX)) == 1) {
         if (view.record.kind == NSN_RECORD_SEGMENT_GONE) {
-            segment_gone(peer, view.pool_ref.segment);
+            nsn_in_segment_gone(peer, view.pool_ref.segment);
         } else {
             struct nsn_segment_in *segment = NULL;
             uint8_t *copy = NULL;
@@ -767,14 +275,14 @@ static void discard(struct nsn_session *s, struct nsn_peer_in *peer, uint64_t ma
         }
         nsn_link_in_consume(peer->link);
         if (s->counters.passed_on != passed_on)
-            ring_if_wanted(s, peer);
+            nsn_in_show_progress(s, peer);
         passed_on = s->counters.passed_on;
     }
     if (result < 0) {
-        in_broken(s, peer, "its records are impossible");
+        nsn_in_broken(s, peer, "its records are impossible");
         return;
     }
-    ring_if_wanted(s, peer); /* the position first: the publisher looks for room as soon as it sees the answer */
+    nsn_in_show_progress(s, peer); /* the position first: the publisher looks for room as soon as it sees the answer */
     nsn_link_in_acknowledge_stall(peer->link, &dropped);
     NSN_COUNT(s, discarded, messages + dropped);
     NSN_COUNT(s, slow_consumer, 1);
@@ -782,7 +290,7 @@ static void discard(struct nsn_session *s, struct nsn_peer_in *peer, uint64_t ma
     snprintf(event.text, sizeof event.text, "slow consumer: %llu messages of the publisher in slot %u were dropped",
              (unsigned long long)(messages + dropped), peer->slot);
     nsn_post_event(s, &event);
-    ring_if_wanted(s, peer);
+    nsn_in_show_progress(s, peer);
 }
 
 /* What its producer was dropping just when this session answered: a publish that had begun before. */
@@ -798,7 +306,7 @@ static void count_late_drops(struct nsn_session *s, struct nsn_peer_in *peer)
     nsn_post_event(s, &event);
 }
 
-/* --- order ------------------------------------------------------------------------------------------------------------------------ */
+/* --- order ------------------------------------------------------------------------------------------------------- */
 
 static void sift_down(struct nsn_session *s, uint32_t count, uint32_t at)
 {
@@ -835,18 +343,18 @@ static void gather(struct nsn_session *s, uint64_t now)
         }
         int there = nsn_link_in_stamp(peer->link, &stamp);
         if (there < 0) {
-            in_broken(s, peer, "its positions are impossible");
+            nsn_in_broken(s, peer, "its positions are impossible");
             continue;
         }
         if (there && stamp > now + NSN_HOLD_NS && stamp > nsn_now_ns() + NSN_HOLD_NS) { /* it would be held back for ever */
-            in_broken(s, peer, "its messages are stamped in the future; has its time namespace another clock?");
+            nsn_in_broken(s, peer, "its messages are stamped in the future; has its time namespace another clock?");
             continue;
         }
         if (there == 0) {
             if (peer->gone && nsn_link_in_empty(peer->link))
-                in_drop(s, peer);
+                nsn_in_drop(s, peer);
             else
-                deactivate(s, peer);
+                nsn_in_deactivate(s, peer);
             continue;
         }
         s->active_stamp[i++] = stamp;
@@ -859,7 +367,7 @@ static void gather(struct nsn_session *s, uint64_t now)
 static void settle(struct nsn_session *s, struct nsn_peer_in **touched, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++)
-        ring_if_wanted(s, touched[i]);
+        nsn_in_show_progress(s, touched[i]);
 }
 
 static void merge(struct nsn_session *s, struct batch *batch, uint64_t latest)
@@ -882,7 +390,7 @@ static void merge(struct nsn_session *s, struct batch *batch, uint64_t latest)
         }
         if (result < 0) {
             settle(s, touched, touched_count);
-            in_broken(s, peer, "its records are impossible");
+            nsn_in_broken(s, peer, "its records are impossible");
             return;
         }
         if (result == 0 && blocked) {
@@ -906,7 +414,7 @@ static void merge(struct nsn_session *s, struct batch *batch, uint64_t latest)
         peer->blocked_since = 0;
         nsn_link_in_consume(peer->link);
         if (s->counters.passed_on != passed_on) /* at once: who dies in between has passed one on twice, not many */
-            ring_if_wanted(s, peer);
+            nsn_in_show_progress(s, peer);
         bool known = false;
         for (uint32_t i = 0; i < touched_count && !known; i++)
             known = touched[i] == peer;
@@ -933,7 +441,7 @@ static int receive_once(struct nsn_session *s, struct batch *batch)
     if (nsn_pass_on_waiting(s) && s->passing_bytes >= NSN_PASSING_BYTES)
         return 0;
     uint64_t now = nsn_now_ns();
-    look(s, now);
+    nsn_look(s, now);
     if (s->announced_since && nsn_in_announced(s, now)) {
         s->held = true;
         return 0;
@@ -954,20 +462,8 @@ static int receive_once(struct nsn_session *s, struct batch *batch)
 /* True when the spin should end: something for the caller that is not a message. */
 static bool attention(struct nsn_session *s) { return s->event_count || (s->waiting && s->outs); }
 
-/* Between rounds, without the lock and the clock: nobody has written to the board. */
-static bool is_quiet(const struct nsn_session *s)
-{
-    uint32_t slots = slots_in_use(s);
-    for (uint32_t slot = 0; slot < slots; slot++)
-        if (nsn_load_relaxed32(&s->board[slot]) != s->board_seen[slot])
-            return false;
-    for (uint32_t i = 0; i < s->other_count; i++)
-        if (nsn_load_relaxed32(&s->others[i]->place->board[s->slot]) != s->others[i]->seen)
-            return false;
-    return true;
-}
-
-int nsn_receive(struct nsn_session *s, struct nsn_message *messages, int most, uint8_t *blob, size_t blob_size, uint64_t spin_ns)
+int nsn_receive(struct nsn_session *s, struct nsn_message *messages, int most, uint8_t *blob, size_t blob_size,
+                uint64_t spin_ns)
 {
     if (nsn_in_child(s))
         return nsn_fail(s, -ECHILD, "this connection was made before fork(): connect again in the child");
@@ -999,7 +495,7 @@ int nsn_receive(struct nsn_session *s, struct nsn_message *messages, int most, u
             until = now + (spin_ns ? spin_ns : 20000);
         if (now >= until)
             return 0;
-        for (uint32_t i = 0; i < (held ? 1 : QUIET_LOOKS) && is_quiet(s); i++)
+        for (uint32_t i = 0; i < (held ? 1 : QUIET_LOOKS) && nsn_is_quiet(s); i++)
             nsn_cpu_relax();
     }
 }

@@ -1,7 +1,7 @@
-/* Causal order (write_plan() in nsn_session_publish.c, look(), gather() and merge() in nsn_session_receive.c, nsn_in_link): a
- * publisher sends each message to a relay and to an observer; the relay answers each one with a message to the observer.
- * Which of the two the publisher writes to first follows from their slots: both ways are searched. Its link to the observer
- * is new, and comes through nsnd at some time.
+/* Causal order (write_plan() in nsn_session_publish.c, nsn_look() in nsn_session_look.c, gather() and merge() in
+ * nsn_session_receive.c, nsn_in_link): a publisher sends each message to a relay and to an observer; the relay answers each
+ * one with a message to the observer. Which of the two the publisher writes to first follows from their slots: both ways are
+ * searched. Its link to the observer is new, and comes through nsnd at some time.
  *
  * Holds: the observer dispatches no answer before the message that it answers.
  * Take out: NO_ANNOUNCEMENT (that a message is under way, before the first link is written to), NO_PUBLISHING (the publisher's

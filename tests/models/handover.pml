@@ -1,4 +1,4 @@
-/* Handing a link over (hand_over() and nsn_out_resend in nsn_session_publish.c, nsn_in_link, nsn_control_receive;
+/* Handing a link over (hand_over() and nsn_out_resend in nsn_session_out.c, nsn_in_link, nsn_control_receive;
  * nsnd/sessions.py): the producer writes into its link at once and hands it to nsnd, which passes it on; the consumer answers
  * that it has taken it. nsnd is killed at any step, twice, and restarted. What it sent before its end may still be read by the
  * consumer, or be lost. Once nsnd, and once the consumer, has no room for a descriptor that comes: it ends the connection.

@@ -1,6 +1,6 @@
-/* Sleeping and ringing (nsn_wake.c, arm() in nsn_session.c, announce() and wake_plan() in nsn_session_publish.c): a consumer
- * that found nothing raises its number, looks once more, and blocks on its bell; a producer that has written looks at the
- * number, and rings once for each odd one.
+/* Sleeping and ringing (nsn_wake.c, arm() in nsn_session.c, nsn_out_announce() in nsn_session_out.h, wake_plan() in
+ * nsn_session_publish.c): a consumer that found nothing raises its number, looks once more, and blocks on its bell; a
+ * producer that has written looks at the number, and rings once for each odd one.
  *
  * Holds: nothing that was written lies unread while the consumer sleeps for good. A lost wake-up is an invalid end state.
  * Take out: NO_SECOND_LOOK, NO_WRITER_FENCE, NO_SLEEPER_FENCE, NO_NEW_NUMBER (every sleep is under the same one),

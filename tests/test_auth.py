@@ -22,7 +22,8 @@ from compat_tests import jwts
 from nsnd import protocol as p
 from nsnd.config import ConfigError, load_config
 from nsnd.credentials import Answer, Secret, answer_from
-from tests.nsnd_client import RawNode, RawSession, child, runtime_directory, until
+from tests.auth_node import AuthNode, auth_node, write
+from tests.nsnd_client import RawSession, child, runtime_directory
 
 SECRET = "v3ry-s3cret"
 HASH = bcrypt.hashpw(SECRET.encode(), bcrypt.gensalt(4)).decode()
@@ -39,45 +40,10 @@ users = [
 """
 
 
-def write(path: Path, text: str) -> Path:
-    path.touch(0o600)
-    path.write_text(text)
-    return path
-
-
-class AuthNode(RawNode):
-    """With a configuration that has users."""
-
-    @property
-    def config(self) -> Path:
-        return self.directory / "nsnd.cfg"
-
-    def configure(self, text: str) -> None:
-        write(self.config, text.format(port=self.port))
-
-    def start(self, *arguments: str) -> AuthNode:
-        super().start("--config", str(self.config), *arguments)
-        return self
-
-    def reread(self) -> None:
-        before = self.log().count("configuration reread")
-        self.signal(signal.SIGHUP)
-        until(lambda: self.log().count("configuration reread") > before, "it is reread")
-
-    def stranger(self, name: str = "") -> RawSession:
-        return RawSession(self.socket, self.port, name)
-
-
 @pytest.fixture
 def node() -> Iterator[AuthNode]:
-    with runtime_directory() as directory:
-        running = AuthNode(directory)
-        running.configure(USERS)
-        running.start()
+    with auth_node(USERS) as running:
         yield running
-        if running.process is not None and running.process.poll() is None:
-            assert "Traceback" not in running.log()
-            running.kill()
 
 
 # --- configuration ----------------------------------------------------------------------------------------------------

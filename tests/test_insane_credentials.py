@@ -16,8 +16,8 @@ if sys.platform != "linux":
 
 from insane_nats import insane
 from tests import insane as programs
-from tests.nsnd_client import runtime_directory, until
-from tests.test_auth import AuthNode
+from tests.auth_node import AuthNode, auth_node
+from tests.nsnd_client import until
 
 SECRET = 'p"\\ä\t#'
 USERS = """
@@ -48,14 +48,8 @@ int main(void)
 
 @pytest.fixture
 def node() -> Iterator[AuthNode]:
-    with runtime_directory() as directory:
-        running = AuthNode(directory)
-        running.configure(USERS)
-        yield running.start()
-        assert "Traceback" not in running.log()
-        assert running.process is not None
-        if running.process.poll() is None:
-            running.kill()
+    with auth_node(USERS) as running:
+        yield running
 
 
 def exchange(a: insane.Session, b: insane.Session) -> None:

@@ -10,7 +10,6 @@ import os
 import random
 import re
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -31,29 +30,14 @@ from nsnd.config import ConfigError, load_config
 from nsnd.credentials import User
 from nsnd.permissions import Permissions, Rule
 from nsnd.relays import Relayed, Relays
-from tests.nsnd_client import RawSession, runtime_directory, until
-from tests.test_auth import AuthNode, write
-
-USERS = """
-[auth.{port}]
-users = [
-  {{user = "free", password = "p"}},
-  {{user = "me", password = "p", permissions = {{publish = ["may.>"], subscribe = {{allow = ["hear.>"], deny = [
-    "hear.not.>"]}}}}}},
-  {{user = "all", password = "p", permissions = {{}}}},
-]
-"""
+from tests.auth_node import LIMITED_USERS, AuthNode, Raw, auth_node, write
+from tests.nsnd_client import RawSession, until
 
 
 @pytest.fixture
 def node() -> Iterator[AuthNode]:
-    with runtime_directory() as directory:
-        running = AuthNode(directory)
-        running.configure(USERS)
-        running.start()
+    with auth_node(LIMITED_USERS) as running:
         yield running
-        assert "Traceback" not in running.log()
-        running.kill()
 
 
 def permissions(text: str) -> str:
@@ -172,56 +156,6 @@ def test_replies_are_counted_and_end() -> None:
 
 
 # --- a client that keeps to no rule -----------------------------------------------------------------------------------
-
-
-class Raw:
-    """The socket that nsnd gives a client with permissions, without anything in between."""
-
-    def __init__(self, node: AuthNode, user: str = "me", connect: str = '{"headers":true,"no_responders":true,"verbose":false,'
-                 '"pedantic":false}') -> None:
-        self.session = node.stranger(user)
-        self.session.challenged()
-        self.session.answer(user=user, password="p")
-        packet = self.session.expect(p.PacketType.RELAYED)
-        (descriptor,) = packet.fds
-        self.packet = packet
-        self.sock = socket.socket(fileno=descriptor)
-        self.sock.settimeout(10)
-        self.data = b""
-        self.info = json.loads(self.line()[5:])
-        if connect:
-            self.send(f"CONNECT {connect}\r\n")
-
-    def send(self, text: str | bytes) -> None:
-        self.sock.sendall(text.encode() if isinstance(text, str) else text)
-
-    def line(self) -> str:
-        while b"\r\n" not in self.data:
-            more = self.sock.recv(65536)
-            if not more:
-                raise EOFError(self.data)
-            self.data += more
-        line, _, self.data = self.data.partition(b"\r\n")
-        return line.decode()
-
-    def says(self, text: str | bytes) -> list[str]:
-        """All lines that come until what was sent is dealt with."""
-        self.send(text)
-        self.send("PING\r\n")
-        lines = []
-        while (line := self.line()) != "PONG":
-            lines.append(line)
-        return lines
-
-    def ends(self, text: str | bytes) -> list[str]:
-        """The last lines before the end that this brings about."""
-        self.send(text)
-        lines = []
-        try:
-            while True:
-                lines.append(self.line())
-        except (EOFError, ConnectionResetError):
-            return lines
 
 
 @pytest.mark.parametrize("line", [
@@ -349,12 +283,8 @@ def test_the_largest_message_comes_through() -> None:
             assert len((await heard.next_msg(10)).data) == most
         await free.close()
 
-    with runtime_directory() as directory:
-        node = AuthNode(directory)
-        node.configure(f"[global]\nmax_payload = {most}\n" + USERS)
-        node.start()
+    with auth_node(f"[global]\nmax_payload = {most}\n" + LIMITED_USERS) as node:
         asyncio.run(run(node))
-        node.kill()
 
 
 def test_a_relay_without_a_thread_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -448,7 +378,7 @@ def test_who_gets_permissions_while_connected_has_to_connect_anew(node: AuthNode
     session = node.stranger()
     session.log_in(user="free", password="p")
     free = 'user = "free", password = "p"'
-    node.configure(USERS.replace(free, free + ', permissions = {{publish = "x"}}'))
+    node.configure(LIMITED_USERS.replace(free, free + ', permissions = {{publish = "x"}}'))
     node.reread()
     assert session.receive() is None
     session.challenged()

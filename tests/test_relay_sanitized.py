@@ -21,11 +21,9 @@ if sys.platform != "linux":
     pytest.skip("the fabric is for Linux", allow_module_level=True)
 
 import insane_nats as nats
-from tests.nsnd_client import runtime_directory
+from tests.auth_node import LIMITED_USERS, AuthNode, Raw, auth_node
 from tests.sanitized import build, variables
-from tests.test_auth import AuthNode
 from tests.test_c import LIBNSN
-from tests.test_permissions import USERS, Raw
 from tools.servers import ROOT
 
 SEED = 7
@@ -62,14 +60,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def node(environment: dict[str, str]) -> Iterator[AuthNode]:
-    with runtime_directory() as directory, pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        running = AuthNode(directory)
-        running.configure(USERS)
-        yield running.start()
-        for words in ("Sanitizer", "runtime error", "Traceback"):
-            assert words not in running.log(), running.log()
+        with auth_node(LIMITED_USERS) as running:
+            yield running
+            for words in ("Sanitizer", "runtime error"):
+                assert words not in running.log(), running.log()
 
 
 def speak(node: AuthNode, rng: random.Random) -> None:

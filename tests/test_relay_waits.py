@@ -20,9 +20,8 @@ import insane_nats as nats
 from insane_nats.shim.attach import NOT_DELIVERED
 from nsnd._relay import ffi, lib
 from tests import nsnd_client
-from tests.nsnd_client import RawNode, runtime_directory
-from tests.test_auth import AuthNode
-from tests.test_permissions import USERS, Raw
+from tests.auth_node import LIMITED_USERS, AuthNode, Raw, auth_node
+from tests.nsnd_client import RawNode
 
 BUDGET = 16 << 20
 DEADLINE_S = 0.2
@@ -117,12 +116,8 @@ def test_it_is_told_to_the_program_and_the_connection_goes_on() -> None:
 
 @pytest.fixture
 def node() -> Iterator[AuthNode]:
-    with runtime_directory() as directory:
-        running = AuthNode(directory)
-        running.configure(USERS)
-        running.start()
+    with auth_node(LIMITED_USERS) as running:
         yield running
-        running.kill()
 
 
 def sleeps(node: RawNode, seconds: float) -> float:

@@ -150,10 +150,10 @@ enum nsn_message_flags {
     NSN_MESSAGE_LAST = 2,         /* the subscription's maximum is reached: it is removed */
 };
 
-/* Takes up to `most` messages, or 1 MiB of payloads, whose small parts fit into blob. Subscriptions of one record each get a message (they share
- * an offset). Returns how many; 0: nothing there. spin_ns: when there is nothing, spins that long for something, but never
- * with messages held back, and returns earlier when nsnd or an event wants attention. -EINVAL: most must be 64 at least, and
- * blob_size 64 KiB. */
+/* Takes up to `most` messages, or 1 MiB of payloads, whose small parts fit into blob. Subscriptions of one record each get a
+ * message (they share an offset). Returns how many; 0: nothing there. spin_ns: when there is nothing, spins that long for
+ * something, but never with messages held back, and returns earlier when nsnd or an event wants attention. -EINVAL: most must
+ * be 64 at least, and blob_size 64 KiB. */
 int nsn_receive(struct nsn_session *session, struct nsn_message *messages, int most, uint8_t *blob, size_t blob_size,
                 uint64_t spin_ns);
 /* Where a large message's headers and payload lie (headers first), read-only, until it is released. NULL: unknown. */

@@ -1,6 +1,7 @@
 /* The relay of one client with permissions. The last byte of the input says how many pairs of bytes in front of it, read from
  * the end on, say how the rest, which is what the client says, is cut, what the fabric answers and has for the client, and when
- * other permissions come. The session is a stand-in that is told what the relay lets through, and looks whether it may, by rules that are written here once more. */
+ * other permissions come. The session is a stand-in that is told what the relay lets through, and looks whether it may, by rules
+ * that are written here once more. */
 #include <errno.h>
 #include <poll.h>
 #include <sys/socket.h>

@@ -107,7 +107,8 @@ typedef void (*nsn_data_cb)(nsn_sink_t sink, nsn_buffer_t *buf);
 /* Opens the program's session: reads the configuration, and attaches to the nsnd of this host, which is started when
  * nobody serves the application ID (INSANE_NATS_AUTOSTART=0 forbids that). 0, NSN_ERROR_ALREADY_INITIALIZED, or a negative
  * errno: ENOENT no configuration, EINVAL a mistake in it, ECONNREFUSED no nsnd, EACCES another user's, or one for a user with
- * permissions, EKEYREJECTED credentials that it does not know, EADDRINUSE the port is somebody else's, ETIMEDOUT no answer. Waits up to some 20 seconds, where an nsnd must be started. */
+ * permissions, EKEYREJECTED credentials that it does not know, EADDRINUSE the port is somebody else's, ETIMEDOUT no answer.
+ * Waits up to some 20 seconds, where an nsnd must be started. */
 int nsn_init(void);
 
 /* Ends it: destroys what is left of streams, sources and sinks, and takes back every buffer (do not use their memory any

@@ -404,13 +404,14 @@ class Client(Attaching):
     async def _spin_for(self, answer: asyncio.Future[Msg], timeout: float) -> None:
         for _ in range(SPINS):
             pump = self._pump
-            found = pump.look(timeout) if pump is not None else 0
+            if pump is None or (pump.is_blind and len(self._resp_map) > 1):
+                return  # a loop that does not show its tasks: those of the other requests would have to wait for this one
+            found = pump.look(timeout)
             if answer.done() or not found:
                 return
             if found == PASS_DUE:
                 await one_pass()
-                if pump is not None:
-                    pump.passed()
+                pump.passed()
 
     async def _init_request_sub(self) -> None:
         if self._pump is None:

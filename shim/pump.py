@@ -162,6 +162,11 @@ class Pump:
 
     # --- passes -----------------------------------------------------------------------------------------------------
 
+    @property
+    def is_blind(self) -> bool:
+        """The event loop does not show whether anything else wants to run."""
+        return self._ready is None
+
     def again(self) -> None:
         """Schedules a pass."""
         if not self._queued:

@@ -153,6 +153,46 @@ def test_spinning_starves_nobody(nsnd: Server, consumption: str) -> None:
     run(main)
 
 
+def test_on_a_loop_that_shows_no_tasks_one_request_does_not_hold_up_the_others(
+    nsnd: Server, program: Callable[[str], subprocess.Popen[str]], consumption: str
+) -> None:
+    program("""
+        import asyncio, sys, insane_nats
+
+        async def main():
+            nc = await insane_nats.connect(sys.argv[1])
+            async def answer(message):
+                await message.respond(message.data)
+            await nc.subscribe("service", cb=answer)
+            await nc.flush()
+            print("ready", flush=True)
+            await asyncio.Event().wait()
+
+        asyncio.run(main())
+    """)
+
+    async def main() -> None:
+        nc = await connect(nsnd, qos={"consumption": consumption})
+        look, in_flight = nc._pump.look, []
+
+        def noted(timeout: float | None) -> int:
+            in_flight.append(len(nc._resp_map))
+            return int(look(timeout))
+
+        async def ask() -> None:
+            for number in range(100):
+                assert (await nc.request("service", b"%d" % number, timeout=20)).data == b"%d" % number
+
+        nc._pump.look = noted
+        await asyncio.gather(*[ask() for _ in range(8)])
+        assert set(in_flight) <= {1}  # who spins is alone
+        await ask()
+        assert in_flight or consumption != "poll"
+        await nc.close()
+
+    run(main, "uvloop")
+
+
 def test_idle_connection_uses_no_cpu(nsnd: Server) -> None:
     async def main() -> None:
         nc = await connect(nsnd)

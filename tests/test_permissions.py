@@ -398,18 +398,33 @@ def test_status_shows_the_client_and_not_its_relay(node: AuthNode) -> None:
     until(lambda: not any(one["sessions"] for one in node.status()["applications"]), "its session ends with it")
 
 
-def test_what_nobody_of_a_queue_group_may_have_is_counted(node: AuthNode) -> None:
-    def dropped() -> int:
-        (application,) = node.status()["applications"]
-        return sum(session["counters"]["dropped"] for session in application["sessions"])
+def dropped(node: AuthNode) -> int:
+    (application,) = node.status()["applications"]
+    return sum(session["counters"]["dropped"] for session in application["sessions"])
 
+
+def test_what_nobody_of_a_queue_group_may_have_is_counted(node: AuthNode) -> None:
     members = [Raw(node, "me") for _ in range(2)]
     for raw in members:
         assert raw.says("SUB hear.> group 1\r\n") == []
     speaker = Raw(node, "all")
     speaker.says("PUB hear.not.x 1\r\nx\r\n" * 7)
-    until(lambda: dropped() == 7, "they are counted")
+    until(lambda: dropped(node) == 7, "they are counted")
     assert [raw.says("") for raw in members] == [[], []]
+
+
+def test_a_subject_that_no_line_can_carry_is_counted(node: AuthNode) -> None:
+    async def run() -> None:
+        free = await nats.connect(f"nats://free:p@127.0.0.1:{node.port}", skip_subject_validation=True)
+        await free.publish("hear.a b", b"x")
+        await free.publish("hear.a", b"x")
+        await free.close()
+
+    raw = Raw(node)
+    assert raw.says("SUB hear.> 1\r\n") == []
+    asyncio.run(run())
+    assert raw.line() == "MSG hear.a 1 1"
+    until(lambda: dropped(node) == 1, "it is counted")
 
 
 def test_a_node_that_ends_ends_its_relays(node: AuthNode) -> None:

@@ -76,7 +76,7 @@ static enum nsn_relay_step wait_for_room(struct nsn_relay *r)
 /* What waiting does not help against. The shim knows the words in front, and does not end the connection for them. */
 static void tell_that_it_failed(struct nsn_relay *r, struct nsn_word subject, int error)
 {
-    nsn_publish_count_dropped(r->session);
+    nsn_session_count_dropped(r->session);
     nsn_relay_say(r, "-ERR 'Message Not Delivered to \"%.*s\": ", (int)subject.length, subject.at);
     if (error == -ENOBUFS)
         nsn_relay_say(r, "subscribers that do not read hold the %" PRIu64 " MiB which the node keeps for this connection, until "

@@ -158,6 +158,8 @@ static void deliver_one(struct nsn_relay *r, const struct nsn_message *message)
         nsn_relay_put_message(r, message->sid, subject, reply, headers, message->header_length, payload, message->payload_length);
         if (reply.length)
             nsn_replies_heard(r->replies, r->may, reply.at, reply.length, nsn_relay_now_ns());
+    } else if (subscription) {
+        nsn_session_count_dropped(r->session);
     }
     if (message->flags & NSN_MESSAGE_LARGE)
         nsn_large_release(r->session, message->large);

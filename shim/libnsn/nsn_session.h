@@ -111,8 +111,8 @@ int nsn_publish(struct nsn_session *session, const char *subject, size_t subject
 /* After -EAGAIN past the write deadline: the links that were full are given up as slow consumers. Returns how many. */
 int nsn_publish_give_up(struct nsn_session *session);
 
-/* For who gave a publish up after an error: a message is lost, and counted as dropped. */
-void nsn_publish_count_dropped(struct nsn_session *session);
+/* For who has published or received a message and cannot do with it what it should: it is lost, and counted as dropped. */
+void nsn_session_count_dropped(struct nsn_session *session);
 
 /* Zero copy: a buffer of the pool; written by the caller; given away by nsn_publish_buffer or nsn_buffer_drop. */
 struct nsn_buffer_out { void *block; uint8_t *data; uint64_t capacity; };

@@ -328,7 +328,7 @@ int nsn_publish_give_up(struct nsn_session *s)
     return count;
 }
 
-void nsn_publish_count_dropped(struct nsn_session *s)
+void nsn_session_count_dropped(struct nsn_session *s)
 {
     pthread_mutex_lock(&s->lock);
     if (s->page)

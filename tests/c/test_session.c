@@ -139,7 +139,7 @@ TEST(no_echo_holds_for_what_is_passed_on_and_for_own_messages_alone)
     node_subscribe(a, 1, "q", "g");
     node_subscribe(b, 2, "q", "g");
     CHECK_EQUAL(nsn_unsubscribe(b, 2, 5), 0);
-    for (int i = 0; i < 20; i++)
+    for (int i = 0; i < 300; i++)
         CHECK_EQUAL(node_publish(a, "q", "1", 1), 1); /* all of them to b, which may have 5 */
     node_subscribe(c, 3, "q", "g");
     node_subscribe(b, 4, "q", "g");
@@ -151,8 +151,8 @@ TEST(no_echo_holds_for_what_is_passed_on_and_for_own_messages_alone)
     }
     CHECK_EQUAL(counts[1], 0);
     CHECK_EQUAL(counts[2], 5);
-    CHECK_EQUAL(counts[3] + counts[4], 15);
-    CHECK(counts[4] > 0); /* it does not echo what is another's */
+    CHECK_EQUAL(counts[3] + counts[4], 295);
+    CHECK(counts[4] > 0); /* by chance a quarter: it is no echo, but another's message */
     nsn_session_close(a);
     nsn_session_close(b);
     nsn_session_close(c);

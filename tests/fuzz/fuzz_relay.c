@@ -352,7 +352,7 @@ static int stand_in_event(struct nsn_event *event)
 #define nsn_drain(s, sid) stand_in_drain(sid)
 #define nsn_publish(s, ...) stand_in_publish(__VA_ARGS__)
 #define nsn_publish_give_up(s) ((void)0)
-#define nsn_publish_count_dropped(s) ((void)0)
+#define nsn_session_count_dropped(s) ((void)0)
 #define nsn_session_error(s) "no memory"
 #define nsn_receive(s, messages, most, blob, size, spin) stand_in_receive(messages, most, blob, size)
 #define nsn_large(s, handle) stand_in_large(handle)

@@ -22,7 +22,7 @@ from insane_nats.shim import jetstream, native
 from insane_nats.shim.attach import Attaching
 from insane_nats.shim.connection import World
 from insane_nats.shim.errors import SessionError, ZeroCopyError
-from insane_nats.shim.pump import PASS_DUE, SPACE_POLL_S
+from insane_nats.shim.pump import PASS_DUE, SPACE_POLL_S, Pump
 from insane_nats.shim.session import Session
 from insane_nats.shim.subjects import check, first_plain, is_literal, reserved
 from insane_nats.shim.subscription import SPINS, Subscription, one_pass
@@ -384,7 +384,8 @@ class Client(Attaching):
         try:
             if headers is not None or not self._post(subject, payload, self._prefix + token):
                 await self.publish(subject, payload, reply=self._prefix + token, headers=headers)
-            if not answer.done() and self._pump is not None and self._pump.spin.budget_ns:
+            pump = self._pump
+            if pump is not None and pump.spin.budget_ns and not answer.done() and self._may_spin(pump):
                 await self._spin_for(answer, timeout)
             if answer.done():
                 return answer.result()
@@ -401,11 +402,15 @@ class Client(Attaching):
         finally:
             self._resp_map.pop(token, None)
 
+    def _may_spin(self, pump: Pump) -> bool:
+        """On a loop that does not show its tasks, those of other requests would have to wait for the one that spins."""
+        return not pump.is_blind or len(self._resp_map) == 1
+
     async def _spin_for(self, answer: asyncio.Future[Msg], timeout: float) -> None:
         for _ in range(SPINS):
             pump = self._pump
-            if pump is None or (pump.is_blind and len(self._resp_map) > 1):
-                return  # a loop that does not show its tasks: those of the other requests would have to wait for this one
+            if pump is None or not self._may_spin(pump):
+                return
             found = pump.look(timeout)
             if answer.done() or not found:
                 return

@@ -79,6 +79,7 @@ class Pump:
         self._loop = loop
         # asyncio's own loops show whether anything else wants to run; others (uvloop) are spun in, a slice a pass.
         self._ready: collections.deque[Any] | None = getattr(loop, "_ready", None)
+        self.is_blind = self._ready is None
         self._timers: list[asyncio.TimerHandle] = getattr(loop, "_scheduled", [])
         self._context = contextvars.Context()
         self._pass_callback = self._pass
@@ -161,11 +162,6 @@ class Pump:
         self._writing = False
 
     # --- passes -----------------------------------------------------------------------------------------------------
-
-    @property
-    def is_blind(self) -> bool:
-        """The event loop does not show whether anything else wants to run."""
-        return self._ready is None
 
     def again(self) -> None:
         """Schedules a pass."""

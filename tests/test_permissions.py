@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -107,6 +108,15 @@ def made(**lists: list[str]) -> object:
 def test_a_subscription_gets_no_more_than_what_is_allowed(allow: str, pattern: str, expected: bool) -> None:
     one = made(subscribe_allow=[allow])
     assert lib.nsn_may_subscribe(one, pattern.encode(), len(pattern), b"", 0) == expected
+
+
+def test_a_subject_with_an_empty_token_is_in_no_list() -> None:
+    def may(one: Any, subject: str) -> bool:
+        return bool(lib.nsn_may_publish(one, subject.encode(), len(subject)))
+
+    both = made(publish_allow=["may.>"], publish_deny=["may.no.>"])
+    assert [may(both, subject) for subject in ("may.x", "may.no.x", "may..x", "may.no..x", "may.")] == [True] + [False] * 4
+    assert may(made(publish_deny=["no.>"]), "no..x")  # and nobody receives it
 
 
 def test_no_allowed_subscription_hears_what_is_not() -> None:

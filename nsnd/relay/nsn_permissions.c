@@ -73,11 +73,14 @@ static bool is_listed(const struct entry *entry, const char *subject, size_t len
     return entry != NULL;
 }
 
+/* A subject with an empty token, which nobody can receive, is in no list. */
 bool nsn_may_publish(const struct nsn_permissions *permissions, const char *subject, size_t length)
 {
-    if (permissions->restricted[NSN_PUBLISH_ALLOW] && !is_listed(permissions->lists[NSN_PUBLISH_ALLOW], subject, length))
+    bool routable = nsn_subject_routable(subject, length);
+    if (permissions->restricted[NSN_PUBLISH_ALLOW] &&
+        !(routable && is_listed(permissions->lists[NSN_PUBLISH_ALLOW], subject, length)))
         return false;
-    return !is_listed(permissions->lists[NSN_PUBLISH_DENY], subject, length);
+    return !routable || !is_listed(permissions->lists[NSN_PUBLISH_DENY], subject, length);
 }
 
 static bool ends_open(const char *pattern, size_t length)

@@ -39,11 +39,12 @@ class Side:
     server_pid: int
     plain_url: str
     plain_pid: int
-    users: WithUsers
+    users: WithUsers | None = None  # where a scenario asks for it
 
     def server(self, scenario: Scenario, role: str) -> tuple[str, int]:
         """URL and process of the one that a program talks to."""
         if scenario.limited:
+            assert self.users is not None
             return self.users.limited_url if role in scenario.limited else self.users.free_url, self.users.pid
         return (self.plain_url, self.plain_pid) if scenario.plain else (self.url, self.server_pid)
 

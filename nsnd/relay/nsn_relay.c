@@ -22,13 +22,13 @@
 /* INFO is sent, CONNECT comes. */
 static bool greeted(struct nsn_relay *r)
 {
-    uint64_t until = nsn_relay_now_ns() + CONNECT_NS;
+    uint64_t until = nsn_now_ns() + CONNECT_NS;
     nsn_relay_say(r, "INFO ");
     nsn_relay_put(r, r->options->info, strlen(r->options->info));
     nsn_relay_put(r, " \r\n", 3);
     nsn_relay_send(r);
     for (;;) {
-        uint64_t now = nsn_relay_now_ns();
+        uint64_t now = nsn_now_ns();
         if (now > until) {
             nsn_relay_fail(r, "Authentication Timeout");
             return false;
@@ -60,8 +60,8 @@ static bool attached(struct nsn_relay *r)
     r->session = nsn_session_open(&options, words, sizeof words);
     if (!r->session)
         return false;
-    uint64_t until = nsn_relay_now_ns() + ATTACH_NS;
-    while (nsn_session_state(r->session) == NSN_CONNECTING && nsn_relay_now_ns() < until) {
+    uint64_t until = nsn_now_ns() + ATTACH_NS;
+    while (nsn_session_state(r->session) == NSN_CONNECTING && nsn_now_ns() < until) {
         struct pollfd one = {.fd = nsn_session_control_fd(r->session), .events = POLLIN};
         poll(&one, 1, 100);
         nsn_session_process(r->session, 0);
@@ -170,8 +170,8 @@ static void serve(struct nsn_relay *r)
 /* Its subscribers are to have what the client published. */
 static void hand_over(struct nsn_session *session)
 {
-    uint64_t until = nsn_relay_now_ns() + LAST_NS;
-    while (nsn_session_state(session) == NSN_READY && nsn_relay_now_ns() < until &&
+    uint64_t until = nsn_now_ns() + LAST_NS;
+    while (nsn_session_state(session) == NSN_READY && nsn_now_ns() < until &&
            (nsn_session_unsent(session) || !nsn_links_taken(session))) {
         struct pollfd one = {.fd = nsn_session_control_fd(session), .events = POLLIN};
         poll(&one, 1, HAND_OVER_MS);

@@ -5,7 +5,6 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <time.h>
 
 #include "nsn_permissions.h"
 #include "nsn_relay.h"
@@ -13,6 +12,7 @@
 #include "nsn_relays.h"
 #include "nsn_replies.h"
 #include "nsn_session.h"
+#include "nsn_shared.h"
 #include "nsn_table.h"
 
 #define LINE_MAX_BYTES 4096u      /* arguments of a line */
@@ -64,13 +64,6 @@ struct nsn_word {
     const char *at;
     size_t length;
 };
-
-static inline uint64_t nsn_relay_now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 /* What holds from now on. Pairs with the store in nsn_relay_permit(). */
 static inline const struct nsn_permissions *nsn_relay_permissions(const struct nsn_relay_options *options)

@@ -35,7 +35,7 @@ static enum verdict may_answer(struct nsn_relay *r, struct nsn_word subject)
     if (!nsn_permissions_answers(r->may, &expires_ns))
         return MAY_NOT;
     do {
-        if (nsn_replies_answer(r->replies, r->may, subject.at, subject.length, nsn_relay_now_ns()))
+        if (nsn_replies_answer(r->replies, r->may, subject.at, subject.length, nsn_now_ns()))
             return MAY;
     } while (nsn_relay_deliver(r));
     return nsn_relay_is_full(r) || nsn_receive_held(r->session) ? NOT_KNOWN_YET : MAY_NOT;
@@ -63,7 +63,7 @@ static bool is_literal(struct nsn_word subject)
 /* A subscriber's link is full. Past the deadline it is given up as a slow consumer, and the publish goes on without it. */
 static enum nsn_relay_step wait_for_room(struct nsn_relay *r)
 {
-    uint64_t now = nsn_relay_now_ns();
+    uint64_t now = nsn_now_ns();
     if (!r->waits_since)
         r->waits_since = now;
     if (now - r->waits_since >= r->options->write_deadline_ns) {

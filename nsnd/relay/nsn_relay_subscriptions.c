@@ -157,7 +157,7 @@ static void deliver_one(struct nsn_relay *r, const struct nsn_message *message)
     if (headers && subscription && is_word(subject) && is_word(reply)) {
         nsn_relay_put_message(r, message->sid, subject, reply, headers, message->header_length, payload, message->payload_length);
         if (reply.length)
-            nsn_replies_heard(r->replies, r->may, reply.at, reply.length, nsn_relay_now_ns());
+            nsn_replies_heard(r->replies, r->may, reply.at, reply.length, nsn_now_ns());
     } else if (subscription) {
         nsn_session_count_dropped(r->session);
     }
@@ -172,8 +172,8 @@ bool nsn_relay_deliver(struct nsn_relay *r)
 {
     if (nsn_relay_is_full(r)) {
         if (!r->unread_since)
-            r->unread_since = nsn_relay_now_ns();
-        r->over |= nsn_relay_now_ns() - r->unread_since > r->options->write_deadline_ns; /* a slow consumer */
+            r->unread_since = nsn_now_ns();
+        r->over |= nsn_now_ns() - r->unread_since > r->options->write_deadline_ns; /* a slow consumer */
         return false;
     }
     if (!nsn_relay_holds(r)) {

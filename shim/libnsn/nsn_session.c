@@ -307,7 +307,7 @@ int nsn_session_counters(struct nsn_session *s, struct nsn_counters *counters)
 int nsn_session_process(struct nsn_session *s, uint64_t spin_ns)
 {
     if (nsn_in_child(s))
-        return nsn_fail(s, -ECHILD, "this connection was made before fork(): connect again in the child");
+        return nsn_fail(s, -ECHILD, NSN_FORKED);
     pthread_mutex_lock(&s->lock);
     uint64_t until = spin_ns ? nsn_now_ns() + spin_ns : 0;
     int packets;
@@ -335,7 +335,7 @@ int nsn_session_process(struct nsn_session *s, uint64_t spin_ns)
 int nsn_session_reattach(struct nsn_session *s, const char *socket_path)
 {
     if (nsn_in_child(s))
-        return nsn_fail(s, -ECHILD, "this connection was made before fork(): connect again in the child");
+        return nsn_fail(s, -ECHILD, NSN_FORKED);
     pthread_mutex_lock(&s->lock);
     int result = 0;
     if (s->control < 0) {

@@ -201,7 +201,7 @@ void nsn_barriers_free(struct nsn_session *s)
 int nsn_barrier_begin(struct nsn_session *s)
 {
     if (nsn_in_child(s))
-        return nsn_fail(s, -ECHILD, "this connection was made before fork(): connect again in the child");
+        return nsn_fail(s, -ECHILD, NSN_FORKED);
     pthread_mutex_lock(&s->lock);
     int token = nsn_barrier_start(s);
     pthread_mutex_unlock(&s->lock);

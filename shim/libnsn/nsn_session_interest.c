@@ -173,7 +173,7 @@ int nsn_subscribe(struct nsn_session *s, uint32_t sid, const char *pattern, size
                   size_t queue_length)
 {
     if (nsn_in_child(s))
-        return nsn_fail(s, -ECHILD, "this connection was made before fork(): connect again in the child");
+        return nsn_fail(s, -ECHILD, NSN_FORKED);
     pthread_mutex_lock(&s->lock);
     int result = subscribe(s, sid, pattern, pattern_length, queue, queue_length);
     pthread_mutex_unlock(&s->lock);
@@ -183,7 +183,7 @@ int nsn_subscribe(struct nsn_session *s, uint32_t sid, const char *pattern, size
 int nsn_unsubscribe(struct nsn_session *s, uint32_t sid, uint64_t max)
 {
     if (nsn_in_child(s))
-        return nsn_fail(s, -ECHILD, "this connection was made before fork(): connect again in the child");
+        return nsn_fail(s, -ECHILD, NSN_FORKED);
     pthread_mutex_lock(&s->lock);
     struct nsn_subscription *subscription = nsn_subscription_find(s, sid);
     int result = 0;
@@ -202,7 +202,7 @@ int nsn_unsubscribe(struct nsn_session *s, uint32_t sid, uint64_t max)
 int nsn_drain(struct nsn_session *s, uint32_t sid)
 {
     if (nsn_in_child(s))
-        return nsn_fail(s, -ECHILD, "this connection was made before fork(): connect again in the child");
+        return nsn_fail(s, -ECHILD, NSN_FORKED);
     pthread_mutex_lock(&s->lock);
     struct nsn_subscription *subscription = nsn_subscription_find(s, sid);
     int result = 0;
@@ -217,7 +217,7 @@ int nsn_drain(struct nsn_session *s, uint32_t sid)
 int nsn_interest_settled(struct nsn_session *s, uint64_t spin_ns)
 {
     if (nsn_in_child(s))
-        return nsn_fail(s, -ECHILD, "this connection was made before fork(): connect again in the child");
+        return nsn_fail(s, -ECHILD, NSN_FORKED);
     pthread_mutex_lock(&s->lock);
     nsn_interest_flush(s);
     int known = nsn_interest_known(s);

@@ -17,6 +17,7 @@
 #include "nsn_subject.h"
 #include "nsn_wake.h"
 
+#define NSN_FORKED "this connection was made before fork(): connect again in the child"
 #define NSN_PENDING_SIZE (2ull << 20)
 #define NSN_WRITE_DEADLINE_NS 10000000000ull
 #define NSN_PAYLOAD_MAX (72ull << 20)
@@ -361,6 +362,14 @@ bool nsn_process_stopped(uint32_t pid);
 bool nsn_in_announced(struct nsn_session *s, uint64_t now);
 
 /* passing on (nsn_session_pass_on.c) */
+/* The record has named that subscription already: each time would be another copy of the message. */
+static inline bool nsn_sid_named_before(const struct nsn_record_view *view, uint32_t at)
+{
+    for (uint32_t i = 0; i < at; i++)
+        if (view->sids[i] == view->sids[at])
+            return true;
+    return false;
+}
 struct nsn_passing *nsn_pass_on_queue(struct nsn_session *s, uint32_t sid, const struct nsn_record_view *view,
                                       const uint8_t *inside, const char *queue, size_t queue_length,
                                       uint32_t publisher_slot, uint32_t publisher_generation);

@@ -5,7 +5,6 @@
 
 #include "nsn_session_internal.h"
 
-#define NSN_FORKED "this connection was made before fork(): connect again in the child"
 #define NSN_ALIGN8(n) (((n) + 7u) & ~7u)
 #define NSN_ON_THE_WAY static inline __attribute__((always_inline)) /* of every message, from several places */
 #define NSN_PART_BYTES (NSN_PART_MAX - (uint32_t)sizeof(struct nsn_record)) /* of the payload, in each */

@@ -148,14 +148,6 @@ static bool queue_of(struct nsn_session *s, const struct nsn_peer_out *peer, uin
     return false;
 }
 
-static bool named_before(const struct nsn_record_view *view, uint32_t at)
-{
-    for (uint32_t i = 0; i < at; i++)
-        if (view->sids[i] == view->sids[at])
-            return true;
-    return false;
-}
-
 /* copy: headers and payload, when they came in parts. */
 static void take_back_record(struct nsn_session *s, const struct nsn_peer_out *peer, const struct nsn_record_view *view,
                              const uint8_t *copy)
@@ -166,7 +158,7 @@ static void take_back_record(struct nsn_session *s, const struct nsn_peer_out *p
     for (uint32_t i = 0; i < view->record.sid_count; i++) {
         const char *queue;
         size_t length;
-        if (!queue_of(s, peer, view->sids[i], &queue, &length) || named_before(view, i))
+        if (!queue_of(s, peer, view->sids[i], &queue, &length) || nsn_sid_named_before(view, i))
             continue;
         if (large && !inside && !(inside = own_inside(s, view, &segment))) {
             NSN_COUNT(s, dropped, 1);

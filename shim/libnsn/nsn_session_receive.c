@@ -73,15 +73,6 @@ static struct nsn_subscription *taker(struct nsn_session *s, uint32_t sid, struc
     return subscription;
 }
 
-/* Each time would be another copy of the message. */
-static bool named_before(const struct nsn_record_view *view, uint32_t at)
-{
-    for (uint32_t i = 0; i < at; i++)
-        if (view->sids[i] == view->sids[at])
-            return true;
-    return false;
-}
-
 static uint32_t took(struct nsn_session *s, struct nsn_subscription *subscription)
 {
     subscription->delivered++;
@@ -196,7 +187,7 @@ static int take_record(struct nsn_session *s, struct nsn_peer_in *peer, const st
             passes = subscription->queue_length ? subscription : NULL;
             subscription = NULL;
         }
-        if (passes && named_before(view, i)) {
+        if (passes && nsn_sid_named_before(view, i)) {
             free(copy);
             return -EPROTO;
         }
@@ -466,7 +457,7 @@ int nsn_receive(struct nsn_session *s, struct nsn_message *messages, int most, u
                 uint64_t spin_ns)
 {
     if (nsn_in_child(s))
-        return nsn_fail(s, -ECHILD, "this connection was made before fork(): connect again in the child");
+        return nsn_fail(s, -ECHILD, NSN_FORKED);
     if (most < (int)NSN_RECORD_SIDS || blob_size < BLOB_LEAST)
         return nsn_fail(s, -EINVAL, "a receiver needs room for %u messages and %u bytes", NSN_RECORD_SIDS, BLOB_LEAST);
     struct batch batch = {.messages = messages, .most = most, .blob = blob, .size = blob_size};

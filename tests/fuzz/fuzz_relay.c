@@ -5,13 +5,13 @@
 #include <errno.h>
 #include <poll.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "../../nsnd/relay/nsn_permissions.h"
 #include "../../nsnd/relay/nsn_relay.h"
 #include "fuzz.h"
 #include "nsn_session.h"
+#include "nsn_shared.h"
 #include "nsn_subject.h"
 
 #define CLIENT 1000
@@ -111,12 +111,7 @@ static void make_rules(void)
 
 /* --- the client ----------------------------------------------------------------------------------------------------- */
 
-static int stand_in_clock(struct timespec *now)
-{
-    clock_ns += 1000;
-    *now = (struct timespec){(time_t)(clock_ns / 1000000000u), (long)(clock_ns % 1000000000u)};
-    return 0;
-}
+static uint64_t stand_in_now(void) { return clock_ns += 1000; }
 
 static ssize_t stand_in_recv(void *bytes, size_t most)
 {
@@ -331,7 +326,7 @@ static int stand_in_event(struct nsn_event *event)
 
 /* --- the relay, with these ------------------------------------------------------------------------------------------ */
 
-#define clock_gettime(clock, now) stand_in_clock(now)
+#define nsn_now_ns() stand_in_now()
 #define recv(fd, bytes, most, flags) stand_in_recv(bytes, most)
 #define send(fd, bytes, length, flags) stand_in_send(bytes, length)
 #define poll(fds, count, timeout) stand_in_poll(fds, count, timeout)

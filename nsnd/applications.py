@@ -65,7 +65,8 @@ class Application:
         try:
             self.fabric.share(shared)
         except OSError as error:
-            raise FabricError(error.errno, f"{self.fabric.directory}: its mode cannot be changed: {error.strerror}") from error
+            words = f"{self.fabric.directory}: who may read cannot be changed: {error.strerror}"
+            raise FabricError(error.errno, words) from error
 
     def close(self) -> None:
         """Lets go of the files; the sessions go on without a node."""

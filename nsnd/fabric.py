@@ -1,4 +1,4 @@
-"""The files of one application ID, through the C that all sides share: who is there (slots), what they want (the log)."""
+"""What the sessions of one application ID share, through the C of all sides: who is there (slots), what they want (the log)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COUNTERS = tuple(name for name, _ in ffi.typeof("struct nsn_counters").fields)
 SERVE_MAX = 256  # packets of one session before the others have their turn
 # A session that subscribes one by one has its next packet ready within this time; with one processor it cannot.
 SERVE_SPIN_NS = 30_000 if (os.cpu_count() or 1) > 1 else 0
-DIRECTORY_CLOSED, DIRECTORY_SHARED = 0o700, 0o755  # sessions look which generation of the log there is
+DIRECTORY_CLOSED, DIRECTORY_SHARED = 0o700, 0o711  # sessions open there what they know the name of
 _ERROR_SIZE = 256
 
 
@@ -25,7 +25,7 @@ class FabricError(OSError):
 
 
 class Slot(NamedTuple):
-    """One living session as the file says it: struct nsn_slot."""
+    """One living session as the table says it: struct nsn_slot."""
 
     slot: int
     generation: int
@@ -47,7 +47,7 @@ class Fabric:
         slots = ffi.new("struct nsn_slots **")
         self._check(lib.nsn_slots_open(slots, path, error, _ERROR_SIZE), error)
         writer = ffi.new("struct nsn_log_writer **")
-        result = lib.nsn_log_writer_open(writer, path, 0, error, _ERROR_SIZE)
+        result = lib.nsn_log_writer_open(writer, path, lib.nsn_slots_log(slots[0]), 0, error, _ERROR_SIZE)
         if result < 0:
             lib.nsn_slots_close(slots[0])
         self._check(result, error)
@@ -80,8 +80,6 @@ class Fabric:
         """A slot for a new session; FabricError ENOSPC when all are taken."""
         generation = ffi.new("uint32_t *")
         result = lib.nsn_slots_claim(self._slots, identity, pid, start_time, uid, generation)
-        if result == -errno.ENOSPC and self._view.highest < SLOTS_MAX:
-            raise FabricError(errno.ENOSPC, f"No space left for a session in {self.directory}: make room in its file system")
         if result == -errno.ENOSPC:
             raise FabricError(errno.ENOSPC, f"all {SLOTS_MAX} places for sessions of this application ID are taken")
         if result < 0:
@@ -98,6 +96,9 @@ class Fabric:
 
     def share(self, shared: bool) -> None:
         """Lets other users in to read, or not."""
+        result = lib.nsn_slots_share(self._slots, shared)
+        if result < 0:
+            raise FabricError(-result, os.strerror(-result))
         os.chmod(self.directory, DIRECTORY_SHARED if shared else DIRECTORY_CLOSED)
 
     def has_place(self, slot: int) -> bool:

@@ -101,6 +101,12 @@ class Node:
         return sorted(path.name for path in (self.runtime / str(self.port)).glob("bell.*"))
 
 
+    def segments(self) -> list[int]:
+        """Numbers of the shared memory segments that it made."""
+        lines = [line.split() for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]]
+        return [int(line[1]) for line in lines if int(line[4]) == self.pid]
+
+
 @contextlib.contextmanager
 def running_node(folder: Path, runtime: Path) -> Iterator[Node]:
     node = Node(folder, runtime).start()

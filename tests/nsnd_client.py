@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nsnd import protocol as p
+from nsnd._fabric import ffi, lib
 from nsnd.runtime import RuntimeDirectory
 from nsnd.status import StatusError, query
 from tools.servers import free_port
@@ -127,8 +128,28 @@ def node(*arguments: str) -> Iterator[RawNode]:
                 running.kill()
 
 
+class SharedTable:
+    """The table of sessions as a session of any user sees it. It outlives nsnd for as long as one is open."""
+
+    def __init__(self, directory: str) -> None:
+        self._map: Any = ffi.gc(ffi.new("struct nsn_slots_map *"), lib.nsn_slots_unmap)
+        error = ffi.new("char[]", 256)
+        assert lib.nsn_slots_map(self._map, directory.encode(), True, error, 256) == 0, ffi.string(error)
+
+    @property
+    def slot(self) -> Any:
+        return self._map.slots.slot
+
+    def identity(self, slot: int) -> tuple[int, int]:
+        first, second = self.slot[slot].identity
+        return first, second
+
+    def close(self) -> None:
+        ffi.release(self._map)
+
+
 class RawSession:
-    """A session that speaks the control protocol, and nothing else of the fabric."""
+    """A session that speaks the control protocol, and has the shared table open; nothing else of the fabric."""
 
     def __init__(self, path: Path, application_id: int, name: str = "") -> None:
         self.path = path
@@ -141,6 +162,7 @@ class RawSession:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.welcome: p.Welcome | None = None
         self.bell: socket.socket | None = None
+        self.table: SharedTable | None = None
 
     def bind_bell(self) -> None:
         """A session has a doorbell; nobody rings it here."""
@@ -183,6 +205,9 @@ class RawSession:
     def welcomed(self) -> p.Welcome:
         welcome = p.unpack_welcome(self.expect(p.PacketType.WELCOME).raw)
         self.slot, self.generation, self.welcome = welcome.slot, welcome.generation, welcome
+        before, self.table = self.table, SharedTable(welcome.directory)
+        if before:
+            before.close()
         return welcome
 
     def receive(self, timeout_s: float = PATIENCE_S) -> Packet | None:
@@ -264,7 +289,13 @@ class RawSession:
     def goodbye(self) -> None:
         self.send(p.PacketType.GOODBYE)
         assert self.receive() is None
+        self.close()
+
+    def close(self) -> None:
+        """As one that dies: without a word."""
         self.sock.close()
+        if self.table:
+            self.table.close()
 
     def leave(self) -> None:
         """Whatever state it is in."""
@@ -272,7 +303,7 @@ class RawSession:
             self.send(p.PacketType.GOODBYE)
             while self.receive() is not None:
                 pass
-        self.sock.close()
+        self.close()
 
 
 def add(sid: int, pattern: str, queue: str = "") -> bytes:

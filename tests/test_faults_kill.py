@@ -240,12 +240,14 @@ def test_nothing_is_left_when_all_are_killed(runtime_dir: Path, tmp_path: Path) 
                 publisher = await those.ready("publish", node.url, True, subject="x", large_every=3)
                 await publisher.tell("start")
                 await until(lambda: all(one.marks.highest > 100 for one in subscribers), "messages come")
+                assert len(node.segments()) == 2
                 node.send(signal.SIGKILL)
                 for program in (publisher, *subscribers):
                     program.send(signal.SIGKILL)
                 for program in (publisher, *subscribers):
                     await program.process.wait()
                 node.kill()
+                assert node.segments() == []
 
         asyncio.run(run())
         node.start()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nsnd import protocol as p
-from nsnd._fabric import ffi, lib
+from nsnd._fabric import ffi
 from nsnd.status import query
 from tests.nsnd_client import RawNode, RawSession, add, child, node, remove, until
 from tools.servers import free_port
@@ -51,16 +51,16 @@ def shared_node_is_unharmed(running: RawNode) -> None:
 # --- HELLO -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_session_is_welcomed_and_finds_its_place_in_the_files(shared_node: RawNode, one: RawSession) -> None:
+def test_a_session_is_welcomed_and_finds_its_place_in_the_table(shared_node: RawNode, one: RawSession) -> None:
     welcome = one.welcome
     assert welcome is not None
     assert welcome.directory == str(shared_node.directory / str(shared_node.port))
     assert (welcome.max_payload, welcome.acknowledged, welcome.reattached) == (1 << 20, 0, False)
-    with mapped(welcome.directory) as slots:
-        slot = slots.slot[one.slot]
-        assert slot.alive == one.generation > 0
-        assert (slot.identity[0], slot.identity[1]) == one.identity
-        assert (slot.pid, slot.uid) == (os.getpid(), os.getuid())
+    assert one.table is not None
+    slot = one.table.slot[one.slot]
+    assert slot.alive == one.generation > 0
+    assert one.table.identity(one.slot) == one.identity
+    assert (slot.pid, slot.uid) == (os.getpid(), os.getuid())
 
 
 def test_client_ids_are_unique(one: RawSession, two: RawSession) -> None:
@@ -190,11 +190,10 @@ def test_an_identity_belongs_to_one_process(shared_node: RawNode, one: RawSessio
 
 
 def test_interest_is_in_the_log_before_it_is_answered(shared_node: RawNode, one: RawSession) -> None:
-    assert one.welcome is not None
-    with mapped(one.welcome.directory) as slots:
-        number = one.interest(add(1, "a.*"), add(2, "b.>", "workers"), remove(1), add(3, "c"))
-        assert one.interest_done() == (number, 0, 0)
-        assert slots.slot[one.slot].acknowledged == number
+    assert one.table is not None
+    number = one.interest(add(1, "a.*"), add(2, "b.>", "workers"), remove(1), add(3, "c"))
+    assert one.interest_done() == (number, 0, 0)
+    assert one.table.slot[one.slot].acknowledged == number
     assert mine(shared_node, one)["subscriptions"] == 2
 
 
@@ -465,21 +464,6 @@ def test_an_idle_node_uses_no_cpu(shared_node: RawNode, one: RawSession) -> None
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
-
-
-class mapped:
-    """The table of slots as a session sees it."""
-
-    def __init__(self, directory: str) -> None:
-        self._map: Any = ffi.new("struct nsn_slots_map *")
-        error = ffi.new("char[]", 256)
-        assert lib.nsn_slots_map(self._map, directory.encode(), False, error, 256) == 0, ffi.string(error)
-
-    def __enter__(self) -> Any:
-        return self._map.slots
-
-    def __exit__(self, *exception: object) -> None:
-        lib.nsn_slots_unmap(self._map)
 
 
 def mine(running: RawNode, session: RawSession) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from nats import errors
 
 from nsnd import protocol as p
 from nsnd._fabric import ffi
-from tests.nsnd_client import RawSession, add, until
-from tests.users import ALICE, BOB, OWNER, SharedNode, Stage, fork_as, outcome, segments, shared_node
+from tests.nsnd_client import RawSession, SharedTable, add, until
+from tests.users import ALICE, BOB, OWNER, PLACE_SIZE, SharedNode, Stage, fork_as, outcome, places, segments, shared_node
 
 if os.getuid() != 0:
     pytest.skip("only root can be several users", allow_module_level=True)
@@ -268,10 +268,10 @@ def test_a_killed_program_of_another_user_leaves_nothing_and_disturbs_nobody(nod
     for uid in (ALICE, BOB, ALICE):
         victim = node.act(uid, _idle_member)
         assert victim.hear() == "ready"
-        assert len(segments()) == 1
+        assert len(places()) == 1
         victim.kill()
         until(lambda: len(node.sessions()) == 1, "its session has ended")
-        until(lambda: not segments(), "its shared memory has gone")
+        until(lambda: not places(), "its shared memory has gone")
     node.act(BOB, asks).end()
     server.tell("end")
     server.end()
@@ -330,7 +330,7 @@ def test_a_program_that_dies_while_nsnd_is_away_is_gone_for_the_next(node: Share
     victim.kill()
     node.start()
     until(lambda: [session["name"] for session in node.sessions() if session["attached"]] == ["echo"], "one is left")
-    until(lambda: len(segments()) == 1, "the other's shared memory has gone")
+    until(lambda: len(places()) == 1, "the other's shared memory has gone")
 
 
 # --- who is let in --------------------------------------------------------------------------------------------------
@@ -365,9 +365,8 @@ def test_modes_let_others_read_and_nobody_else_write(node: SharedNode) -> None:
     assert program.hear() == "ready"
     application = node.directory / str(node.port)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (node.directory, node.socket, *application.iterdir())}
-    assert modes == {node.directory.name: 0o711, "nsnd.sock": 0o666, "slots": 0o644, "pages": 0o644, "log.1": 0o644,
-                     "bell.0": 0o666}
-    assert stat.S_IMODE(application.stat().st_mode) == 0o755
+    assert modes == {node.directory.name: 0o711, "nsnd.sock": 0o666, "slots": 0o644, "log.1": 0o644, "bell.0": 0o666}
+    assert stat.S_IMODE(application.stat().st_mode) == 0o711
     assert stat.S_IMODE((node.directory / "node").stat().st_mode) == 0o600
 
 
@@ -390,16 +389,20 @@ def test_rereading_the_configuration_lets_users_in_and_out(node: SharedNode) -> 
 # --- without manners ------------------------------------------------------------------------------------------------
 
 
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype = ctypes.c_void_p
+IPC_RMID = 0
+NO_MEMORY = ctypes.c_void_p(-1).value
+
+
 class Place:
     """A System V segment made by hand."""
 
-    def __init__(self, size: int = 20480, mode: int = 0o644) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.shmat.restype = ctypes.c_void_p
+    def __init__(self, size: int = PLACE_SIZE, mode: int = 0o644) -> None:
         self.number = libc.shmget(0, size, 0o1000 | mode)
         assert self.number >= 0
         self.memory = (ctypes.c_uint8 * size).from_address(libc.shmat(self.number, None, 0))
-        libc.shmctl(self.number, 0, None)
+        libc.shmctl(self.number, IPC_RMID, None)
 
 
 def raw(node: SharedNode, segment: int, identity: tuple[int, int] | None = None) -> RawSession:
@@ -412,16 +415,15 @@ def raw(node: SharedNode, segment: int, identity: tuple[int, int] | None = None)
 
 def attached(node: SharedNode) -> RawSession:
     session = raw(node, Place().number)
-    welcome = p.unpack_welcome(session.expect(p.PacketType.WELCOME).raw)
-    session.slot, session.generation, session.welcome = welcome.slot, welcome.generation, welcome
+    session.welcomed()
     return session
 
 
 def test_what_is_not_its_place_is_refused(node: SharedNode) -> None:
-    assert ffi.sizeof("struct nsn_place") == 20480
+    assert ffi.sizeof("struct nsn_place") == PLACE_SIZE
     bobs = node.act(BOB, _idle_member)
     assert bobs.hear() == "ready"
-    of_bob = int(segments()[0].split()[1])
+    of_bob = int(places()[0].split()[1])
 
     def lie() -> None:
         for segment, words in ((Place(4096).number, "4096 bytes"), (Place(1 << 24).number, "16777216 bytes"),
@@ -438,10 +440,9 @@ def test_nobody_takes_the_session_of_another_user(node: SharedNode) -> None:
     assert program.hear() == "ready"
 
     def steal() -> None:
-        slots = (node.directory / str(node.port) / "slots").read_bytes()
-        alive, _, _, first, second = array("Q", slots[4096 : 4096 + 40])
-        assert alive
-        refused = raw(node, Place().number, (first, second)).refused()
+        table = SharedTable(str(node.directory / str(node.port)))
+        assert table.slot[0].alive
+        refused = raw(node, Place().number, table.identity(0)).refused()
         assert refused.errno == errno.EEXIST
 
     outcome(ALICE, steal)
@@ -468,6 +469,10 @@ def test_files_of_others_cannot_be_written_cut_or_removed(node: SharedNode) -> N
             assert denied(lambda path: path.unlink(), path)
             assert denied(lambda path: path.chmod(0o777), path)
             assert denied(lambda path: path.rename(path.with_name("x")), path)
+        for segment in (int(line.split()[1]) for line in segments()):
+            assert libc.shmat(segment, None, 0) == NO_MEMORY
+            assert ctypes.get_errno() == errno.EACCES
+            assert libc.shmctl(segment, IPC_RMID, None) < 0
         with pytest.raises(PermissionError):
             (application / "new").touch()
         with pytest.raises(PermissionError):
@@ -596,7 +601,7 @@ def test_nobody_sends_descriptors_with_a_ring(node: SharedNode, uid: int) -> Non
     assert program.hear() == "ready"
 
     def ring() -> None:
-        first, second = array("Q", (node.directory / str(node.port) / "slots").read_bytes()[4096 + 24 : 4096 + 40])
+        first, second = SharedTable(str(node.directory / str(node.port))).identity(0)
         path = str(node.directory / str(node.port) / "bell.0")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ringer:
             ringer.connect(path if uid == OWNER else f"\0insane_nats/{first:016x}{second:016x}")

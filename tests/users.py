@@ -30,6 +30,7 @@ for _name in ("encodings.ascii", "encodings.idna", "encodings.latin_1", "tomllib
     import_module(_name)
 
 OWNER, ALICE, BOB = 61000, 61001, 61002
+PLACE_SIZE = 20480  # bytes of a struct nsn_place
 PATIENCE_S = 30.0
 
 Play = Callable[["Stage"], Coroutine[Any, Any, object]]
@@ -251,6 +252,11 @@ def segments() -> list[str]:
     """System V segments of the users here: lines of /proc/sysvipc/shm."""
     lines = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
     return [line for line in lines if int(line.split()[7]) in (OWNER, ALICE, BOB)]
+
+
+def places() -> list[str]:
+    """Those of them that are the place of one session."""
+    return [line for line in segments() if int(line.split()[3]) == PLACE_SIZE]
 
 
 def outcome(uid: int, work: Callable[[], object]) -> None:

@@ -13,7 +13,7 @@ import cffi
 LIBNSN = Path(__file__).resolve().parents[1] / "shim" / "libnsn"
 
 # Structs with aligned members: cffi asks the compiler where their fields lie instead of computing it.
-COMPILER_LAYOUT = ("nsn_page", "nsn_counters", "nsn_log_header")
+COMPILER_LAYOUT = ("nsn_page", "nsn_counters", "nsn_slots_file")
 
 
 # One line, or a body that ends with a brace in the first column.

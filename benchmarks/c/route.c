@@ -154,10 +154,11 @@ static void misses(void)
 static void logs(void)
 {
     char directory[] = "/dev/shm/insane_nats-bench-XXXXXX", error[256] = "", command[64];
+    uint64_t head = 0;
     if (!mkdtemp(directory))
         must(-errno, directory);
-    must(nsn_log_writer_open(&writer, directory, 0, error, sizeof(error)), error);
-    must(nsn_log_reader_open(&reader, directory, error, sizeof(error)), error);
+    must(nsn_log_writer_open(&writer, directory, &head, 0, error, sizeof(error)), error);
+    must(nsn_log_reader_open(&reader, directory, &head, error, sizeof(error)), error);
     routes = nsn_routes_new(0);
     double add = 1e18, take_out = 1e18, replay = 1e18;
     for (int i = 0; i < ROUNDS; i++) {

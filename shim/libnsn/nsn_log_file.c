@@ -1,52 +1,25 @@
-/* Names and checks of the interest log's files. */
+/* Files of the interest log: their names, how one is opened, and how entries are read. */
 #include "nsn_log_file.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "nsn_error.h"
+
+#define CHUNK (16u << 10) /* bytes read at once; an entry is never longer */
+
+_Static_assert(CHUNK >= sizeof(struct nsn_log_entry) + 2 * NSN_SUBJECT_MAX + 8, "an entry fits");
+_Static_assert(sizeof(struct nsn_log_header) == NSN_LOG_HEADER_SIZE, "entries begin behind the header");
 
 void nsn_log_name(char name[NSN_LOG_NAME_SIZE], uint64_t generation)
 {
     snprintf(name, NSN_LOG_NAME_SIZE, "log.%llu", (unsigned long long)generation);
 }
 
-static bool parse_name(const char *name, uint64_t *generation)
-{
-    if (strncmp(name, "log.", 4) != 0 || name[4] < '1' || name[4] > '9' || strlen(name) > 23)
-        return false;
-    char *end;
-    *generation = strtoull(name + 4, &end, 10);
-    return *end == '\0';
-}
-
-int nsn_log_highest(int directory_fd, uint64_t below, uint64_t *generation)
-{
-    int fd = openat(directory_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC); /* a listing position of its own */
-    DIR *listing = fd < 0 ? NULL : fdopendir(fd);
-    if (!listing) {
-        int result = -errno;
-        if (fd >= 0)
-            close(fd);
-        return result;
-    }
-    bool found = false;
-    uint64_t number;
-    for (struct dirent *entry; (entry = readdir(listing));)
-        if (parse_name(entry->d_name, &number) && number < below && (!found || number > *generation)) {
-            *generation = number;
-            found = true;
-        }
-    closedir(listing);
-    return found ? 0 : -ENOENT;
-}
-
-int nsn_log_check_header(const struct nsn_log_header *header, const struct stat *status, uint64_t generation, char *error,
-                         size_t error_size)
+static int check_header(const struct nsn_log_header *header, uint64_t generation, char *error, size_t error_size)
 {
     unsigned long long shown = generation;
     if (header->magic != NSN_LOG_MAGIC)
@@ -55,11 +28,28 @@ int nsn_log_check_header(const struct nsn_log_header *header, const struct stat 
         return nsn_explain(error, error_size, -EPROTONOSUPPORT,
                            "log.%llu has layout version %u and this program knows version %d: upgrade the older of nsnd and this "
                            "program", shown, header->version, NSN_LOG_VERSION);
-    if (header->generation != generation || header->size != (uint64_t)status->st_size)
-        return nsn_explain(error, error_size, -EPROTO, "log.%llu says that it is generation %llu with %llu bytes, but has %llu",
-                           shown, (unsigned long long)header->generation, (unsigned long long)header->size,
-                           (unsigned long long)status->st_size);
+    if (header->generation != generation)
+        return nsn_explain(error, error_size, -EPROTO, "log.%llu says that it is generation %llu", shown,
+                           (unsigned long long)header->generation);
     return 0;
+}
+
+int nsn_log_open(int directory_fd, uint64_t generation, int flags, struct nsn_log_header *header, char *error, size_t error_size)
+{
+    char name[NSN_LOG_NAME_SIZE];
+    struct stat status;
+    nsn_log_name(name, generation);
+    int fd = openat(directory_fd, name, flags | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC), result = 0;
+    ssize_t length = 0;
+    if (fd < 0 || fstat(fd, &status) || (S_ISREG(status.st_mode) && (length = pread(fd, header, sizeof *header, 0)) < 0))
+        result = nsn_explain(error, error_size, -errno, "%s cannot be opened: %s", name, strerror(errno));
+    else if (length != sizeof *header)
+        result = nsn_explain(error, error_size, -EPROTO, "%s is not an interest log", name);
+    else
+        result = check_header(header, generation, error, error_size);
+    if (result && fd >= 0)
+        close(fd);
+    return result ? result : fd;
 }
 
 static bool entry_sound(const struct nsn_log_entry *entry, uint64_t left)
@@ -73,14 +63,39 @@ static bool entry_sound(const struct nsn_log_entry *entry, uint64_t left)
     return (entry->op == NSN_LOG_REMOVE || entry->op == NSN_LOG_SESSION_GONE) && !entry->pattern_length && !entry->queue_length;
 }
 
-int nsn_log_copy_entry(const struct nsn_log_header *header, uint64_t at, uint64_t end, struct nsn_log_copy *copy)
+/* Takes the entries that are whole in these bytes, behind which the log has `more` ones. The bytes taken, or what take said. */
+static int take_whole(const char *bytes, size_t length, uint64_t more, nsn_log_take take, void *context, size_t *taken)
 {
-    const char *source = (const char *)header + NSN_LOG_HEADER_SIZE + at;
-    if (at > end || end - at < sizeof(copy->entry))
-        return -EPROTO;
-    memcpy(&copy->entry, source, sizeof(copy->entry));
-    if (!entry_sound(&copy->entry, end - at))
-        return -EPROTO;
-    memcpy(copy->strings, source + sizeof(copy->entry), (size_t)copy->entry.pattern_length + copy->entry.queue_length);
+    struct nsn_log_entry entry;
+    for (*taken = 0; length - *taken >= sizeof entry; *taken += entry.length) {
+        memcpy(&entry, bytes + *taken, sizeof entry);
+        if (!entry_sound(&entry, length - *taken + more))
+            return -EPROTO;
+        if (entry.length > length - *taken)
+            return 0;
+        int result = take(context, &entry, bytes + *taken + sizeof entry);
+        if (result)
+            return result;
+    }
+    return 0;
+}
+
+int nsn_log_read(int fd, uint64_t *at, uint64_t end, nsn_log_take take, void *context)
+{
+    char chunk[CHUNK];
+    while (*at != end) {
+        size_t wanted = end - *at < sizeof chunk ? (size_t)(end - *at) : sizeof chunk, taken;
+        ssize_t length = pread(fd, chunk, wanted, (off_t)(NSN_LOG_HEADER_SIZE + *at));
+        if (length < 0 && errno == EINTR)
+            continue;
+        if (length < 0)
+            return -errno;
+        int result = take_whole(chunk, (size_t)length, end - *at - (uint64_t)length, take, context, &taken);
+        *at += taken;
+        if (result)
+            return result;
+        if (!taken) /* the file ends, or the log does, within an entry */
+            return -EPROTO;
+    }
     return 0;
 }

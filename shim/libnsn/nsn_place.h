@@ -1,10 +1,6 @@
-/* The place of a session whose user is not nsnd's. Such a session cannot write the file `pages`: its page, and the board that
- * it writes, lie in a System V shared memory segment that its own process makes. Everybody else attaches that read-only.
- *
- * Why not a file or a memfd: a segment has a number, which lies in the table of sessions and outlives nsnd, so no descriptor
- * is shared between users; its owner cannot truncate it, so nobody who reads it gets SIGBUS. It is marked for removal as soon
- * as it is made: Linux still lets others attach it while its maker does (shmctl(2), SHM_DEST), and it goes with the last of
- * them, however that ends.
+/* The place of a session whose user is not nsnd's. Such a session cannot write the node's places: its page, and the board that
+ * it writes, lie in a segment (nsn_segment.h) that its own process makes. Everybody else attaches that read-only. Its number lies
+ * in the table of sessions, and so outlives nsnd.
  */
 #ifndef NSN_PLACE_H
 #define NSN_PLACE_H

@@ -91,7 +91,7 @@ struct nsn_welcome {
     uint64_t acknowledged;     /* highest interest sequence of this session in the log: what came later must be sent again */
     uint32_t reattached;       /* 1: same slot and generation as before. 0: new slot; links and interest are gone */
     uint32_t reserved;
-    char directory[256];       /* of the application's files: slots, pages, log.N, bell.SLOT; NUL-terminated */
+    char directory[256];       /* of the application's files: slots, log.N, bell.SLOT; NUL-terminated */
     char version[32];          /* nsnd's version */
 };
 

@@ -12,7 +12,7 @@
 #include "nsn_log.h"
 #include "nsn_slots.h"
 
-/* Serves one session's control socket. settled: the last sequence number in the log; raised and acknowledged (slots file) for
+/* Serves one session's control socket. settled: the last sequence number in the log; raised and acknowledged (in the table) for
  * each packet. After the last one it waits spin_ns for another, but returns after `most` packets. Returns how many were
  * served; the caller answers INTEREST_DONE for the last, once. Neither blocks nor fails. */
 int nsn_serve_interest(struct nsn_log_writer *writer, struct nsn_slots *slots, uint32_t slot, uint32_t generation,

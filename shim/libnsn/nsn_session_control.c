@@ -280,7 +280,7 @@ static int enter_application(struct nsn_session *s, const struct nsn_welcome *we
     s->uid = nsn_load_relaxed32(&s->map.slots->slot[welcome->slot].uid);
     if (s->is_other != (nsn_load_relaxed32(&s->map.slots->slot[welcome->slot].traits) & NSN_SLOT_OTHER))
         return nsn_fail(s, -EPROTO, "nsnd takes this program's user for another than it is");
-    result = nsn_log_reader_open(&s->log, welcome->directory, s->error, sizeof s->error);
+    result = nsn_log_reader_open(&s->log, welcome->directory, &s->map.slots->log, s->error, sizeof s->error);
     if (result < 0)
         return result;
     s->bell = s->is_other ? s->own_bell : nsn_bell_bind(welcome->directory, welcome->slot, s->error, sizeof s->error);

@@ -1,154 +1,149 @@
-/* The table of sessions and their pages: nsnd's side that gives slots, and the map that a session has of both files. */
+/* The table of sessions and their places: nsnd's side that gives slots, and the map that a session has of both segments. */
 #include "nsn_slots.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "nsn_error.h"
 #include "nsn_place.h"
+#include "nsn_segment.h"
 #include "nsn_shared.h"
 
 _Static_assert(sizeof(struct nsn_slot) == 64, "a slot is a cache line");
 _Static_assert(sizeof(struct nsn_slots_file) == 4096 + NSN_SLOTS_MAX * sizeof(struct nsn_slot), "slots begin on a page");
 _Static_assert(sizeof(struct nsn_page) == 4096, "one writer a page");
-_Static_assert(sizeof(struct nsn_place) % 4096 == 0, "places can be punched");
+_Static_assert(sizeof(struct nsn_place) % 4096 == 0, "places begin on a page");
 
 static bool is_other(const struct nsn_slot *slot)
 {
     return slot->traits & NSN_SLOT_OTHER;
 }
 
-#define FILE_MODE 0644 /* whom the directory lets in may read */
 #define SLOTS_SIZE sizeof(struct nsn_slots_file)
-#define PAGES_SIZE (NSN_SLOTS_MAX * sizeof(struct nsn_place))
+#define PLACES_SIZE (NSN_SLOTS_MAX * sizeof(struct nsn_place))
 
 struct nsn_slots {
     struct nsn_slots_file *file;
     struct nsn_place *places;
-    int directory_fd, pages_fd;
+    int32_t segment; /* of the table */
     uint32_t highest;
     uint64_t others;
     const struct nsn_place *other[NSN_SLOTS_MAX]; /* places of others, attached; NULL: none, or it is gone */
-    struct nsn_slot slot[NSN_SLOTS_MAX]; /* what nsnd itself goes by; the file is for the others */
+    struct nsn_slot slot[NSN_SLOTS_MAX]; /* what nsnd itself goes by; the table is for the others */
 };
 
-/* --- files -------------------------------------------------------------------------------------------------------- */
+/* --- the file that says where the table is ------------------------------------------------------------------------ */
 
-static int map_file(int fd, size_t size, int protection, void **memory)
+#define NAME "slots"
+#define NAME_NEW "slots.new"
+#define FILE_MODE 0644 /* whom the directory lets in may read */
+#define FORMAT "insane_nats slots %u segment %d token %016llx%016llx\n"
+#define PATTERN "insane_nats slots %u segment %d token %16llx%16llx"
+
+struct where { /* what the file says */
+    uint32_t version;
+    int32_t segment;
+    uint64_t token[2];
+    uint32_t uid; /* whose file it is */
+};
+
+static int read_where(int directory_fd, struct where *where, char *error, size_t error_size)
 {
-    *memory = mmap(NULL, size, protection, MAP_SHARED, fd, 0);
-    if (*memory == MAP_FAILED) {
-        *memory = NULL;
-        return -errno;
-    }
-    madvise(*memory, size, MADV_DONTFORK);
-    madvise(*memory, size, MADV_DONTDUMP);
+    char text[128];
+    struct stat status;
+    unsigned long long first, second;
+    int fd = openat(directory_fd, NAME, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    ssize_t length = fd < 0 || fstat(fd, &status) ? -1 : pread(fd, text, sizeof text - 1, 0);
+    int result = length < 0 ? -errno : 0;
+    if (fd >= 0)
+        close(fd);
+    if (result)
+        return nsn_explain(error, error_size, result, NAME " cannot be opened: %s", strerror(-result));
+    text[length] = '\0';
+    if (sscanf(text, PATTERN, &where->version, &where->segment, &first, &second) != 4)
+        return nsn_explain(error, error_size, -EPROTO,
+                           NAME " does not say where the table of sessions is: end the programs that use this application ID "
+                           "and remove its directory");
+    where->token[0] = first, where->token[1] = second;
+    where->uid = status.st_uid;
     return 0;
 }
 
-static int open_checked(int directory_fd, const char *name, int flags, size_t size, char *error, size_t error_size)
+static int write_where(int directory_fd, const struct where *where)
 {
-    struct stat status;
-    int fd = openat(directory_fd, name, flags | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &status)) {
-        int result = -errno;
-        if (fd >= 0)
-            close(fd);
-        return nsn_explain(error, error_size, result, "%s cannot be opened: %s", name, strerror(-result));
-    }
-    if (S_ISREG(status.st_mode) && (size_t)status.st_size == size)
-        return fd;
-    close(fd);
-    return nsn_explain(error, error_size, -EPROTO,
-                       "%s has %lld bytes and not %zu: it is of another version; end the programs that use this application ID "
-                       "and remove its directory", name, (long long)status.st_size, size);
-}
-
-static int check_owner(int fd, const char *name, char *error, size_t error_size)
-{
-    struct stat status;
-    if (fstat(fd, &status))
-        return nsn_explain(error, error_size, -errno, "%s: %s", name, strerror(errno));
-    if (status.st_uid == geteuid())
-        return 0;
-    return nsn_explain(error, error_size, -EACCES, "%s belongs to uid %u, not to this nsnd's %u: remove it", name,
-                       status.st_uid, geteuid());
-}
-
-static int check_header(const struct nsn_slots_file *file, char *error, size_t error_size)
-{
-    struct { uint64_t magic; uint32_t version, count; } copy;
-    memcpy(&copy, file, sizeof(copy));
-    if (copy.magic != NSN_SLOTS_MAGIC || copy.count != NSN_SLOTS_MAX)
-        return nsn_explain(error, error_size, -EPROTO, "slots is not a table of sessions");
-    if (copy.version != NSN_SLOTS_VERSION)
-        return nsn_explain(error, error_size, -EPROTONOSUPPORT,
-                           "slots has layout version %u and this program knows version %d: upgrade the older of nsnd and this "
-                           "program", copy.version, NSN_SLOTS_VERSION);
-    return 0;
-}
-
-/* A file of the given size under a temporary name; `allocated` bytes of it have memory. */
-static int create(int directory_fd, const char *name, size_t size, size_t allocated)
-{
-    unlinkat(directory_fd, name, 0);
-    int fd = openat(directory_fd, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, FILE_MODE);
+    char text[128];
+    int length = snprintf(text, sizeof text, FORMAT, where->version, where->segment, (unsigned long long)where->token[0],
+                          (unsigned long long)where->token[1]);
+    unlinkat(directory_fd, NAME_NEW, 0);
+    int fd = openat(directory_fd, NAME_NEW, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, FILE_MODE);
     if (fd < 0)
         return -errno;
-    if (fchmod(fd, FILE_MODE) == 0 && ftruncate(fd, (off_t)size) == 0 && (!allocated || fallocate(fd, 0, 0, (off_t)allocated) == 0))
-        return fd;
-    int result = -errno;
-    unlinkat(directory_fd, name, 0);
+    ssize_t written = fchmod(fd, FILE_MODE) ? -1 : write(fd, text, (size_t)length);
+    int result = written == length ? 0 : written < 0 ? -errno : -ENOSPC;
     close(fd);
+    if (!result && renameat(directory_fd, NAME_NEW, directory_fd, NAME))
+        result = -errno;
+    if (result)
+        unlinkat(directory_fd, NAME_NEW, 0);
     return result;
 }
 
-static int rename_in(int directory_fd, const char *from, const char *to)
-{
-    return renameat(directory_fd, from, directory_fd, to) ? -errno : 0;
-}
+/* --- the table and the places ------------------------------------------------------------------------------------- */
 
-static int create_pages(int directory_fd)
+/* Attaches both, and checks that they are what the file meant. -EIDRM when its number has come to mean something else. */
+static int attach(const struct where *where, bool nsnd, bool other, struct nsn_slots_map *map, char *error, size_t error_size)
 {
-    int fd = create(directory_fd, "pages.new", PAGES_SIZE, 0);
-    if (fd < 0)
-        return fd;
-    close(fd);
-    return rename_in(directory_fd, "pages.new", "pages");
-}
-
-static int create_slots(int directory_fd)
-{
-    int fd = create(directory_fd, "slots.new", SLOTS_SIZE, SLOTS_SIZE);
-    if (fd < 0)
-        return fd;
+    struct nsn_segment_wanted wanted = {.size = SLOTS_SIZE, .uid = where->uid, .mode = NSN_SEGMENT_OWN, .writable = nsnd};
     void *memory;
-    int result = map_file(fd, SLOTS_SIZE, PROT_READ | PROT_WRITE, &memory);
-    close(fd);
+    int result = nsn_segment_attach(&memory, where->segment, &wanted, error, error_size);
+    if (!result)
+        map->slots = memory;
+    if (!nsn_segment_gone(result) && where->version != NSN_SLOTS_VERSION)
+        return nsn_explain(error, error_size, -EPROTONOSUPPORT,
+                           "the table of sessions has layout version %u and this program knows version %d: upgrade the older of "
+                           "nsnd and this program", where->version, NSN_SLOTS_VERSION);
     if (result)
         return result;
-    struct nsn_slots_file *file = memory;
-    nsn_store_relaxed(&file->magic, NSN_SLOTS_MAGIC);
-    nsn_store_relaxed32(&file->version, NSN_SLOTS_VERSION);
-    nsn_store_relaxed32(&file->count, NSN_SLOTS_MAX);
-    munmap(memory, SLOTS_SIZE);
-    return rename_in(directory_fd, "slots.new", "slots");
+    if (map->slots->magic != NSN_SLOTS_MAGIC || map->slots->token[0] != where->token[0] ||
+        map->slots->token[1] != where->token[1] || map->slots->count != NSN_SLOTS_MAX)
+        return nsn_explain(error, error_size, -EIDRM, "segment %d is not the table of sessions that " NAME " means; are both in "
+                           "one IPC namespace?", where->segment);
+    wanted.size = PLACES_SIZE;
+    wanted.writable = nsnd || !other;
+    result = nsn_segment_attach(&memory, map->slots->places, &wanted, error, error_size);
+    if (!result)
+        map->places = memory;
+    return result;
 }
 
-/* `slots` comes last: where it is, both files are whole. */
-static int create_missing(int directory_fd, char *error, size_t error_size)
+static int make(int directory_fd, struct nsn_slots *slots, char *error, size_t error_size)
 {
-    struct stat status;
-    if (fstatat(directory_fd, "slots", &status, AT_SYMLINK_NOFOLLOW) == 0)
-        return 0;
-    int result = errno == ENOENT ? create_pages(directory_fd) : -errno;
-    if (!result)
-        result = create_slots(directory_fd);
+    void *table, *places;
+    int32_t number;
+    struct where where = {.version = NSN_SLOTS_VERSION};
+    if (getrandom(where.token, sizeof where.token, 0) != sizeof where.token)
+        return nsn_explain(error, error_size, -errno, "no random bytes: %s", strerror(errno));
+    int result = nsn_segment_make(&table, &where.segment, SLOTS_SIZE, NSN_SEGMENT_OWN, error, error_size);
+    if (result)
+        return result;
+    slots->file = table;
+    slots->segment = where.segment;
+    result = nsn_segment_make(&places, &number, PLACES_SIZE, NSN_SEGMENT_OWN, error, error_size);
+    if (result)
+        return result;
+    slots->places = places;
+    nsn_store_relaxed(&slots->file->magic, NSN_SLOTS_MAGIC);
+    nsn_store_relaxed32(&slots->file->count, NSN_SLOTS_MAX);
+    nsn_store_relaxed(&slots->file->token[0], where.token[0]);
+    nsn_store_relaxed(&slots->file->token[1], where.token[1]);
+    nsn_store_relaxed32((uint32_t *)&slots->file->places, (uint32_t)number);
+    result = write_where(directory_fd, &where); /* from now on others find it */
     return result ? nsn_explain(error, error_size, result, "no table of sessions can be made: %s", strerror(-result)) : 0;
 }
 
@@ -183,56 +178,41 @@ static int take_over(struct nsn_slots *slots, char *error, size_t error_size)
     return 0;
 }
 
-static int open_slots(struct nsn_slots *slots, char *error, size_t error_size)
+/* Whether all who knew what the file means are gone, and it with them: by now its number may mean something else. */
+static bool gone(int result) { return nsn_segment_gone(result) || result == -EPROTO; }
+
+static int attach_or_make(struct nsn_slots *slots, int directory_fd, char *error, size_t error_size)
 {
-    void *memory;
-    int fd = open_checked(slots->directory_fd, "slots", O_RDWR, SLOTS_SIZE, error, error_size);
-    if (fd < 0)
-        return fd;
-    int result = check_owner(fd, "slots", error, error_size);
-    if (!result && (result = map_file(fd, SLOTS_SIZE, PROT_READ | PROT_WRITE, &memory)))
-        nsn_explain(error, error_size, result, "slots cannot be mapped: %s", strerror(-result));
-    close(fd);
+    struct where where;
+    struct nsn_slots_map map = {NULL, NULL};
+    int result = read_where(directory_fd, &where, error, error_size);
+    if (result == -ENOENT)
+        return make(directory_fd, slots, error, error_size);
     if (result)
         return result;
-    slots->file = memory;
-    return check_header(slots->file, error, error_size);
-}
-
-static int open_pages(struct nsn_slots *slots, char *error, size_t error_size)
-{
-    void *memory;
-    slots->pages_fd = open_checked(slots->directory_fd, "pages", O_RDWR, PAGES_SIZE, error, error_size);
-    if (slots->pages_fd < 0)
-        return slots->pages_fd;
-    int result = check_owner(slots->pages_fd, "pages", error, error_size);
-    if (!result && (result = map_file(slots->pages_fd, PAGES_SIZE, PROT_READ | PROT_WRITE, &memory)))
-        nsn_explain(error, error_size, result, "pages cannot be mapped: %s", strerror(-result));
-    if (!result)
-        slots->places = memory;
-    return result;
-}
-
-static int start(struct nsn_slots *slots, const char *directory, char *error, size_t error_size)
-{
-    slots->directory_fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (slots->directory_fd < 0)
-        return nsn_explain(error, error_size, -errno, "%s: %s", directory, strerror(errno));
-    int result = create_missing(slots->directory_fd, error, error_size);
-    if (!result)
-        result = open_slots(slots, error, error_size);
-    if (!result)
-        result = open_pages(slots, error, error_size);
-    return result ? result : take_over(slots, error, error_size);
+    if (where.uid != geteuid())
+        return nsn_explain(error, error_size, -EACCES, NAME " belongs to uid %u, not to this nsnd's %u: remove it", where.uid,
+                           geteuid());
+    result = attach(&where, true, false, &map, error, error_size);
+    if (result) {
+        nsn_slots_unmap(&map);
+        return gone(result) ? make(directory_fd, slots, error, error_size) : result;
+    }
+    slots->file = (struct nsn_slots_file *)(uintptr_t)map.slots;
+    slots->places = map.places;
+    slots->segment = where.segment;
+    return take_over(slots, error, error_size);
 }
 
 int nsn_slots_open(struct nsn_slots **out, const char *directory, char *error, size_t error_size)
 {
+    int directory_fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (directory_fd < 0)
+        return nsn_explain(error, error_size, -errno, "%s: %s", directory, strerror(errno));
     struct nsn_slots *slots = calloc(1, sizeof(*slots));
-    if (!slots)
-        return nsn_explain(error, error_size, -ENOMEM, "no memory for the sessions of %s", directory);
-    slots->directory_fd = slots->pages_fd = -1;
-    int result = start(slots, directory, error, error_size);
+    int result = slots ? attach_or_make(slots, directory_fd, error, error_size)
+                       : nsn_explain(error, error_size, -ENOMEM, "no memory for the sessions of %s", directory);
+    close(directory_fd);
     if (result) {
         nsn_slots_close(slots);
         return result;
@@ -248,16 +228,18 @@ void nsn_slots_close(struct nsn_slots *slots)
     for (uint32_t i = 0; i < NSN_SLOTS_MAX; i++)
         if (slots->other[i])
             nsn_place_detach(slots->other[i]);
-    if (slots->file)
-        munmap(slots->file, SLOTS_SIZE);
-    if (slots->places)
-        munmap(slots->places, PAGES_SIZE);
-    if (slots->pages_fd >= 0)
-        close(slots->pages_fd);
-    if (slots->directory_fd >= 0)
-        close(slots->directory_fd);
+    nsn_slots_unmap(&(struct nsn_slots_map){slots->file, slots->places});
     free(slots);
 }
+
+int nsn_slots_share(struct nsn_slots *slots, bool shared)
+{
+    unsigned mode = shared ? NSN_SEGMENT_READ : NSN_SEGMENT_OWN;
+    int result = nsn_segment_set_mode(slots->segment, mode);
+    return result ? result : nsn_segment_set_mode(slots->file->places, mode);
+}
+
+uint64_t *nsn_slots_log(struct nsn_slots *slots) { return &slots->file->log; }
 
 const struct nsn_slots_file *nsn_slots_view(const struct nsn_slots *slots) { return slots->file; }
 
@@ -267,15 +249,6 @@ struct nsn_place *nsn_slots_place(const struct nsn_slots *slots, uint32_t slot)
         return NULL;
     bool other = slots->slot[slot].alive && is_other(&slots->slot[slot]);
     return other ? (struct nsn_place *)(uintptr_t)slots->other[slot] : &slots->places[slot];
-}
-
-/* Zeroes a place, and allocates it: a write into a hole of a full file system is SIGBUS for whoever makes it. */
-static int renew_place(struct nsn_slots *slots, uint32_t slot)
-{
-    off_t start = (off_t)(slot * sizeof(struct nsn_place)), length = sizeof(struct nsn_place);
-    if (fallocate(slots->pages_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, start, length))
-        return -errno;
-    return fallocate(slots->pages_fd, 0, start, length) ? -errno : 0;
 }
 
 static uint64_t generation_after(uint64_t generation)
@@ -304,9 +277,7 @@ static int claim(struct nsn_slots *slots, struct nsn_slot wanted, const struct n
         number++;
     if (number == NSN_SLOTS_MAX)
         return -ENOSPC;
-    int result = renew_place(slots, number);
-    if (result)
-        return result;
+    memset(&slots->places[number], 0, sizeof(struct nsn_place));
     struct nsn_slot *slot = &slots->slot[number], *shared = &slots->file->slot[number];
     uint64_t next = generation_after(slot->generation);
     wanted.alive = wanted.generation = next;
@@ -391,32 +362,17 @@ void nsn_slots_acknowledge(struct nsn_slots *slots, uint32_t slot, uint64_t sequ
 
 /* --- a session's side --------------------------------------------------------------------------------------------- */
 
-static int map_named(int directory_fd, const char *name, size_t size, int protection, void **memory, char *error,
-                     size_t error_size)
-{
-    int fd = open_checked(directory_fd, name, protection & PROT_WRITE ? O_RDWR : O_RDONLY, size, error, error_size);
-    if (fd < 0)
-        return fd;
-    int result = map_file(fd, size, protection, memory);
-    close(fd);
-    return result ? nsn_explain(error, error_size, result, "%s cannot be mapped: %s", name, strerror(-result)) : 0;
-}
-
 int nsn_slots_map(struct nsn_slots_map *map, const char *directory, bool other, char *error, size_t error_size)
 {
-    void *slots = NULL, *places = NULL;
+    struct where where;
     *map = (struct nsn_slots_map){NULL, NULL};
-    int directory_fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int directory_fd = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (directory_fd < 0)
         return nsn_explain(error, error_size, -errno, "%s: %s", directory, strerror(errno));
-    int result = map_named(directory_fd, "slots", SLOTS_SIZE, PROT_READ, &slots, error, error_size);
-    if (!result)
-        result = check_header(slots, error, error_size);
-    if (!result)
-        result = map_named(directory_fd, "pages", PAGES_SIZE, other ? PROT_READ : PROT_READ | PROT_WRITE, &places, error, error_size);
+    int result = read_where(directory_fd, &where, error, error_size);
     close(directory_fd);
-    map->slots = slots;
-    map->places = places;
+    if (!result)
+        result = attach(&where, false, other, map, error, error_size);
     if (result)
         nsn_slots_unmap(map);
     return result;
@@ -425,8 +381,8 @@ int nsn_slots_map(struct nsn_slots_map *map, const char *directory, bool other, 
 void nsn_slots_unmap(struct nsn_slots_map *map)
 {
     if (map->slots)
-        munmap((void *)map->slots, SLOTS_SIZE);
+        nsn_segment_detach(map->slots);
     if (map->places)
-        munmap(map->places, PAGES_SIZE);
+        nsn_segment_detach(map->places);
     *map = (struct nsn_slots_map){NULL, NULL};
 }

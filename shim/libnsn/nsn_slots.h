@@ -1,16 +1,17 @@
 /* The sessions of one application ID: where they are told apart, and the words each of them shows to the others.
  *
- * Two files in the application's directory (<runtime>/<application id>/), both on tmpfs, both outliving nsnd:
- *   slots   written by nsnd alone, mapped read-only by sessions: who holds which slot.
- *   pages   one page a slot, written by the slot's session alone, and a board a slot, of which word p is written by the
- *           session in slot p alone: its way to say "there is something new in my link to you".
+ * Two segments (nsn_segment.h) for an application's directory (<runtime>/<application id>/), where the file `slots` says which.
+ * They outlive nsnd for as long as a session has them attached, and with the last of all they are gone:
+ *   the table   written by nsnd alone, read by sessions: who holds which slot, and how far the interest log is.
+ *   the places  one page a slot, written by the slot's session alone, and a board a slot, of which word p is written by the
+ *               session in slot p alone: its way to say "there is something new in my link to you".
  *
- * A session of another user than nsnd's ("other" below) may not write these files. Its place lies in a segment of its own
+ * A session of another user than nsnd's ("other" below) may not write these. Its place lies in a segment of its own
  * (nsn_place.h), which everybody reads: its page, and its board, on which it writes itself: word p is its way to say "there is
- * something new in my link to you" to the session in slot p. So its page in `pages` is not used; its board there is, for what
- * sessions of nsnd's user have for it.
+ * something new in my link to you" to the session in slot p. So its page among the places is not used; its board there is, for
+ * what sessions of nsnd's user have for it.
  *
- * The files are readable by everybody who is let into the directory, and written by their owner alone.
+ * Others may read both segments while the node is shared, and never write them.
  */
 #ifndef NSN_SLOTS_H
 #define NSN_SLOTS_H
@@ -22,7 +23,7 @@
 
 #define NSN_SLOTS_MAX 4096 /* sessions of one application ID on one host */
 #define NSN_SLOTS_MAGIC 0x31736c736e736e49ull
-#define NSN_SLOTS_VERSION 2
+#define NSN_SLOTS_VERSION 3
 
 struct nsn_slot {                /* 64 bytes, nsnd writes */
     uint64_t alive;              /* generation of the session that lives here, 0 when nobody does */
@@ -43,11 +44,13 @@ static inline uint32_t nsn_slot_version_max(uint32_t traits) { return traits >> 
 
 struct nsn_slots_file {
     uint64_t magic;
-    uint32_t version;
+    uint64_t token[2];           /* random, as in the file `slots`: a number may come to mean another segment */
+    int32_t places;              /* segment with the places */
     uint32_t count;              /* NSN_SLOTS_MAX */
     uint64_t highest;            /* slots at and above this one were never used: bounds scans */
     uint64_t others;             /* raised after an other has come, or gone. 0: there never was one */
-    uint8_t padding[4096 - 32];
+    uint64_t log __attribute__((aligned(64))); /* how far the interest log is: NSN_LOG_HEAD */
+    uint8_t padding[4096 - 128] __attribute__((aligned(64)));
     struct nsn_slot slot[NSN_SLOTS_MAX];
 };
 
@@ -81,21 +84,25 @@ struct nsn_page {                /* 4096 bytes, the slot's session writes */
     uint8_t padding[4096 - 128 - 192 - 128];
 };
 
-struct nsn_place {               /* one slot's part of the pages file */
+struct nsn_place {               /* one slot's part of the places */
     struct nsn_page page;
     uint32_t board[NSN_SLOTS_MAX];
 };
 
-/* nsnd's side. Creates both files (mode 0644, sizes fixed) or takes over what is there. One nsnd a directory: the caller
- * sees to it. On failure a negative errno, and words in error. */
+/* nsnd's side. Makes both segments, for its user alone, or takes over what is there. One nsnd a directory: the caller sees to
+ * it. On failure a negative errno, and words in error. */
 struct nsn_slots;
 int nsn_slots_open(struct nsn_slots **slots, const char *directory, char *error, size_t error_size);
 void nsn_slots_close(struct nsn_slots *slots);
+/* Lets other users read, or not. 0, or a negative errno. */
+int nsn_slots_share(struct nsn_slots *slots, bool shared);
+/* The word for nsn_log_writer_open(). */
+uint64_t *nsn_slots_log(struct nsn_slots *slots);
 const struct nsn_slots_file *nsn_slots_view(const struct nsn_slots *slots);
 /* The slot's place; an other's is read-only, and NULL when its segment has gone. */
 struct nsn_place *nsn_slots_place(const struct nsn_slots *slots, uint32_t slot);
-/* Gives a free slot (lowest first; its page and board zeroed, and memory allocated for them); returns it, -ENOSPC when all
- * are taken or the file system is full. *generation is never 0. */
+/* Gives a free slot (lowest first; its page and board zeroed); returns it, or -ENOSPC when all are taken. *generation is never
+ * 0. */
 int nsn_slots_claim(struct nsn_slots *slots, const uint64_t identity[2], uint32_t pid, uint64_t start_time, uint32_t uid,
                     uint32_t *generation);
 /* The same for a session of another user, whose place is in this segment of process `pid`. Also -EPROTO, -EINVAL, -EIDRM, with
@@ -109,7 +116,8 @@ void nsn_slots_free_slot(struct nsn_slots *slots, uint32_t slot);
 void nsn_slots_speaks(struct nsn_slots *slots, uint32_t slot, uint32_t version_min, uint32_t version_max);
 void nsn_slots_acknowledge(struct nsn_slots *slots, uint32_t slot, uint64_t sequence);
 
-/* A session's side: maps both files; `pages` read-only when the session is an other. */
+/* A session's side: attaches both; the places read-only when the session is an other. 0, or a negative errno with words:
+ * -EINVAL or -EIDRM when what the directory names is not there. */
 struct nsn_slots_map {
     const struct nsn_slots_file *slots;
     struct nsn_place *places;    /* NSN_SLOTS_MAX of them */

@@ -207,9 +207,10 @@ static struct node *node_open(void)
     char error[256] = "";
     strcpy(node->directory, "/dev/shm/nsn-node-XXXXXX");
     CHECK(mkdtemp(node->directory));
-    CHECK_EQUAL(chmod(node->directory, 0755), 0);
+    CHECK_EQUAL(chmod(node->directory, 0711), 0);
     CHECK_EQUAL(nsn_slots_open(&node->slots, node->directory, error, sizeof error), 0);
-    CHECK_EQUAL(nsn_log_writer_open(&node->log, node->directory, 0, error, sizeof error), 0);
+    CHECK_EQUAL(nsn_slots_share(node->slots, true), 0);
+    CHECK_EQUAL(nsn_log_writer_open(&node->log, node->directory, nsn_slots_log(node->slots), 0, error, sizeof error), 0);
     for (int i = 0; i < NODE_SESSIONS; i++)
         node->sessions[i].fd = -1;
     struct sockaddr_un address = {.sun_family = AF_UNIX};

@@ -11,11 +11,27 @@
 #include "scratch.h"
 
 static char error[256];
+static uint64_t *head; /* shared with forked children */
+
+/* An empty directory, and no log. */
+static void start(void)
+{
+    if (!head)
+        head = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(head != MAP_FAILED);
+    *head = 0;
+    scratch_make();
+}
+
+static int try_writer(struct nsn_log_writer **writer, size_t size)
+{
+    return nsn_log_writer_open(writer, scratch, head, size, error, sizeof(error));
+}
 
 static struct nsn_log_writer *open_writer(size_t size)
 {
     struct nsn_log_writer *writer = NULL;
-    int result = nsn_log_writer_open(&writer, scratch, size, error, sizeof(error));
+    int result = try_writer(&writer, size);
     if (result)
         fprintf(stderr, "%s\n", error);
     CHECK_EQUAL(result, 0);
@@ -25,7 +41,7 @@ static struct nsn_log_writer *open_writer(size_t size)
 static struct nsn_log_reader open_reader(void)
 {
     struct nsn_log_reader reader;
-    CHECK_EQUAL(nsn_log_reader_open(&reader, scratch, error, sizeof(error)), 0);
+    CHECK_EQUAL(nsn_log_reader_open(&reader, scratch, head, error, sizeof(error)), 0);
     return reader;
 }
 
@@ -51,6 +67,8 @@ static const struct nsn_route *look(struct nsn_routes *routes, const char *subje
 {
     return nsn_routes_lookup(routes, subject, strlen(subject));
 }
+
+static uint64_t generation(const struct nsn_log_reader *reader) { return nsn_log_generation(reader->reached); }
 
 static uint64_t reached(const struct nsn_log_reader *reader) { return reader->base + reader->count; }
 
@@ -85,7 +103,7 @@ static void check_agree(struct nsn_log_writer *writer, struct nsn_log_reader *re
 
 TEST(every_change_reaches_a_reader)
 {
-    scratch_make();
+    start();
     struct nsn_log_writer *writer = open_writer(0);
     struct nsn_log_reader reader = open_reader();
     struct nsn_routes *routes = nsn_routes_new(0);
@@ -115,7 +133,7 @@ TEST(every_change_reaches_a_reader)
 
 TEST(change_that_cannot_be_made_says_why_and_is_not_logged)
 {
-    scratch_make();
+    start();
     struct nsn_log_writer *writer = open_writer(0);
     static char longest[NSN_SUBJECT_MAX + 2];
     memset(longest, 'x', NSN_SUBJECT_MAX + 1);
@@ -141,11 +159,11 @@ TEST(change_that_cannot_be_made_says_why_and_is_not_logged)
 TEST(full_log_moves_and_a_reader_that_slept_through_several_moves_follows)
 {
     char pattern[64];
-    scratch_make();
+    start();
     struct nsn_log_writer *writer = open_writer(4096);
     struct nsn_log_reader reader = open_reader(), sleeper = open_reader();
     struct nsn_routes *routes = nsn_routes_new(0), *slept = nsn_routes_new(0);
-    uint64_t first = reader.generation, last_number = 0;
+    uint64_t first = generation(&reader), last_number = 0;
     add(writer, 9, 9, "gone.soon", "");
     CHECK_EQUAL(replay(&sleeper, slept), 1);
     take_out(writer, 9, 9);
@@ -160,12 +178,12 @@ TEST(full_log_moves_and_a_reader_that_slept_through_several_moves_follows)
         last_number = nsn_log_writer_number(writer);
     }
     check_agree(writer, &reader, routes);
-    CHECK(reader.generation >= first + 3);
+    CHECK(generation(&reader) >= first + 3);
     check_agree(writer, &sleeper, slept);
     CHECK_EQUAL(look(slept, "gone.soon")->plain_count, 0);
-    CHECK_EQUAL(sleeper.generation, reader.generation);
+    CHECK_EQUAL(generation(&sleeper), generation(&reader));
     char name[32];
-    snprintf(name, sizeof(name), "log.%llu", (unsigned long long)reader.generation - 1);
+    snprintf(name, sizeof(name), "log.%llu", (unsigned long long)generation(&reader) - 1);
     CHECK(!scratch_has(name) && !scratch_has("log.new"));
     nsn_routes_free(routes), nsn_routes_free(slept);
     nsn_log_reader_close(&reader), nsn_log_reader_close(&sleeper);
@@ -175,7 +193,7 @@ TEST(full_log_moves_and_a_reader_that_slept_through_several_moves_follows)
 
 TEST(log_of_mostly_dead_entries_moves_and_becomes_small_again)
 {
-    scratch_make();
+    start();
     struct nsn_log_writer *writer = open_writer(0);
     struct nsn_log_reader reader = open_reader();
     struct nsn_routes *routes = nsn_routes_new(0);
@@ -185,9 +203,8 @@ TEST(log_of_mostly_dead_entries_moves_and_becomes_small_again)
         CHECK_EQUAL(take_out(writer, 1, i), 0);
     }
     check_agree(writer, &reader, routes);
-    CHECK(reader.generation > 2);
-    CHECK(reader.applied < (1 << 18) + 4096);
-    CHECK_EQUAL(reader.mapped, 1 << 20);
+    CHECK(generation(&reader) > 2);
+    CHECK(nsn_log_committed(reader.reached) < (1 << 18) + 4096);
     nsn_routes_free(routes);
     nsn_log_reader_close(&reader);
     nsn_log_writer_close(writer);
@@ -196,7 +213,7 @@ TEST(log_of_mostly_dead_entries_moves_and_becomes_small_again)
 
 TEST(next_nsnd_carries_the_same_log_and_number_on)
 {
-    scratch_make();
+    start();
     struct nsn_log_writer *writer = open_writer(0);
     struct nsn_log_reader reader = open_reader();
     struct nsn_routes *routes = nsn_routes_new(0);
@@ -210,7 +227,7 @@ TEST(next_nsnd_carries_the_same_log_and_number_on)
     CHECK_EQUAL(add(writer, 1, 2, "b", ""), -EEXIST);
     CHECK_EQUAL(add(writer, 1, 1, "again", ""), 0);
     check_agree(writer, &reader, routes);
-    CHECK_EQUAL(reader.generation, 1);
+    CHECK_EQUAL(generation(&reader), 1);
     nsn_routes_free(routes);
     nsn_log_reader_close(&reader);
     nsn_log_writer_close(writer);
@@ -226,15 +243,6 @@ static void put(const char *name, const void *bytes, size_t length, off_t at)
     close(fd);
 }
 
-static uint64_t number_in(const char *name)
-{
-    uint64_t number;
-    int fd = scratch_open(name, O_RDONLY);
-    CHECK(fd >= 0 && pread(fd, &number, 8, offsetof(struct nsn_log_header, number)) == 8);
-    close(fd);
-    return number;
-}
-
 static void link_name(const char *from, const char *to)
 {
     char a[128], b[128];
@@ -243,62 +251,71 @@ static void link_name(const char *from, const char *to)
     CHECK(link(a, b) == 0);
 }
 
-/* Leaves the directory as an nsnd does that dies in a move: log.1 with or without its mark, beside log.2. */
-static void check_interrupted_move(bool marked)
+/* Leaves the directory as an nsnd does that dies in a move: log.2 beside log.1, and the head at the one or the other. */
+static void check_interrupted_move(bool committed)
 {
     char pattern[32];
-    scratch_make();
+    start();
     struct nsn_log_writer *writer = open_writer(4096);
-    add(writer, 1, 0, "first", "");
-    CHECK_EQUAL(nsn_log_writer_number(writer), 1);
-    link_name("log.2", "kept");
     struct nsn_log_reader reader = open_reader();
     struct nsn_routes *routes = nsn_routes_new(0);
-    CHECK_EQUAL(reader.generation, 2);
-    CHECK_EQUAL(replay(&reader, routes), 1);
-    uint64_t before = number_in("kept");
-    for (uint32_t i = 1; scratch_has("log.2"); i++) {
-        before = number_in("kept");
+    link_name("log.1", "kept");
+    uint64_t before = 0, count = 0;
+    for (uint32_t i = 0; scratch_has("log.1"); i++) {
+        before = *head, count = nsn_log_writer_number(writer);
         snprintf(pattern, sizeof(pattern), "pattern.%u", i);
         CHECK_EQUAL(add(writer, 1, i, pattern, ""), 0);
     }
-    CHECK(number_in("kept") == NSN_LOG_MOVED);
     nsn_log_writer_close(writer);
-    link_name("kept", "log.2");
-    if (!marked)
-        put("log.2", &before, 8, offsetof(struct nsn_log_header, number));
+    link_name("kept", "log.1");
+    if (committed)
+        count++;
+    else
+        *head = before;
     int fd = scratch_open("log.new", O_RDWR | O_CREAT);
     close(fd);
-    if (!marked) { /* a reader goes on with the old file until it is told */
-        CHECK(replay(&reader, routes) >= 0);
-        CHECK_EQUAL(reader.generation, 2);
-    }
-    struct nsn_log_reader early = open_reader();
-    CHECK_EQUAL(early.generation, 3);
-    writer = open_writer(0);
-    CHECK(number_in("kept") == NSN_LOG_MOVED);
-    CHECK(!scratch_has("log.2") && !scratch_has("log.new") && scratch_has("log.3"));
+    CHECK_EQUAL(replay(&reader, routes), 1);
+    writer = open_writer(4096);
+    CHECK_EQUAL(nsn_log_writer_number(writer), count);
+    CHECK(!scratch_has(committed ? "log.1" : "log.2") && !scratch_has("log.new"));
     check_agree(writer, &reader, routes);
-    CHECK_EQUAL(reader.generation, 3);
+    CHECK_EQUAL(generation(&reader), committed ? 2 : 1);
+    for (uint32_t i = 1000; generation(&reader) < 3; i++) { /* and goes on, over what is left */
+        CHECK_EQUAL(add(writer, 1, i, "pattern", ""), 0);
+        check_agree(writer, &reader, routes);
+    }
     nsn_routes_free(routes);
-    nsn_log_reader_close(&reader), nsn_log_reader_close(&early);
+    nsn_log_reader_close(&reader);
     nsn_log_writer_close(writer);
     scratch_remove();
 }
 
-TEST(death_before_the_old_file_is_marked_is_made_good) { check_interrupted_move(false); }
-TEST(death_before_the_old_name_is_removed_is_made_good) { check_interrupted_move(true); }
+TEST(death_before_a_move_is_committed_undoes_it) { check_interrupted_move(false); }
+TEST(death_before_the_old_file_is_removed_is_made_good) { check_interrupted_move(true); }
+
+TEST(files_of_a_log_that_nobody_knows_any_more_are_removed)
+{
+    start();
+    struct nsn_log_writer *writer = open_writer(0);
+    add(writer, 1, 1, "a", "");
+    nsn_log_writer_close(writer);
+    link_name("log.1", "log.7");
+    *head = 0; /* as in new shared memory */
+    writer = open_writer(0);
+    CHECK_EQUAL(nsn_log_writer_number(writer), 0);
+    CHECK(scratch_has("log.1") && !scratch_has("log.7"));
+    nsn_log_writer_close(writer);
+    scratch_remove();
+}
 
 TEST(what_was_not_committed_never_happened)
 {
-    scratch_make();
+    start();
     struct nsn_log_writer *writer = open_writer(0);
     add(writer, 1, 1, "a", "");
     nsn_log_writer_close(writer);
     char half[20] = "half an entry";
-    put("log.1", half, sizeof(half), NSN_LOG_HEADER_SIZE + (off_t)number_in("log.1"));
-    uint64_t wrong = 77;
-    put("log.1", &wrong, 8, offsetof(struct nsn_log_header, count));
+    put("log.1", half, sizeof(half), NSN_LOG_HEADER_SIZE + (off_t)nsn_log_committed(*head));
     writer = open_writer(0);
     CHECK_EQUAL(nsn_log_writer_number(writer), 1);
     add(writer, 1, 2, "b", "");
@@ -314,21 +331,58 @@ TEST(what_was_not_committed_never_happened)
 TEST(log_that_is_gone_is_an_error_with_words)
 {
     struct nsn_log_reader reader;
-    scratch_make();
-    CHECK_EQUAL(nsn_log_reader_open(&reader, scratch, error, sizeof(error)), -ENOENT);
+    start();
+    CHECK_EQUAL(nsn_log_reader_open(&reader, scratch, head, error, sizeof(error)), -ENOENT);
     CHECK(strstr(error, "interest log"));
     struct nsn_log_writer *writer = open_writer(0);
     reader = open_reader();
     struct nsn_routes *routes = nsn_routes_new(0);
-    uint64_t moved = NSN_LOG_MOVED;
-    put("log.1", &moved, 8, offsetof(struct nsn_log_header, number));
+    *head = 9ull << NSN_LOG_COMMITTED_BITS;
     CHECK_EQUAL(replay(&reader, routes), -ENOENT);
-    CHECK(nsn_log_reader_behind(&reader)); /* still mapped */
+    CHECK(strstr(error, "log.9 is gone"));
+    CHECK(nsn_log_reader_behind(&reader));
     scratch_remove();
     CHECK_EQUAL(replay(&reader, routes), -ENOENT);
     nsn_log_reader_close(&reader);
     nsn_log_reader_close(&reader);
     nsn_routes_free(routes);
+    nsn_log_writer_close(writer);
+}
+
+/* Cuts the log with this many bytes of entries left. */
+static void cut(uint64_t left)
+{
+    char name[32];
+    snprintf(name, sizeof name, "log.%llu", (unsigned long long)nsn_log_generation(*head));
+    int fd = scratch_open(name, O_RDWR);
+    CHECK(fd >= 0 && ftruncate(fd, (off_t)(NSN_LOG_HEADER_SIZE + left)) == 0);
+    close(fd);
+}
+
+TEST(file_that_was_cut_is_an_error_and_the_next_change_mends_it)
+{
+    start();
+    struct nsn_log_writer *writer = open_writer(0);
+    struct nsn_log_reader reader = open_reader(), behind = open_reader();
+    struct nsn_routes *routes = nsn_routes_new(0), *late = nsn_routes_new(0);
+    add(writer, 1, 1, "first", ""), add(writer, 1, 2, "second", "");
+    check_agree(writer, &reader, routes);
+    cut(4);
+    CHECK_EQUAL(replay(&reader, routes), 0); /* what it has read it has */
+    CHECK_EQUAL(replay(&behind, late), -EPROTO);
+    CHECK(strstr(error, "was cut, behind byte 0"));
+    struct nsn_log_writer *another;
+    CHECK_EQUAL(try_writer(&another, 0), -EPROTO);
+    CHECK(strstr(error, "was cut"));
+    CHECK_EQUAL(add(writer, 1, 3, "third", ""), 0);
+    CHECK_EQUAL(nsn_log_writer_number(writer), 3);
+    check_agree(writer, &reader, routes);
+    check_agree(writer, &behind, late);
+    CHECK_EQUAL(generation(&reader), 2);
+    scratch_remove(); /* the file is there no more, and nor is the directory for another */
+    CHECK_EQUAL(take_out(writer, 1, 1), -ENOENT);
+    nsn_routes_free(routes), nsn_routes_free(late);
+    nsn_log_reader_close(&reader), nsn_log_reader_close(&behind);
     nsn_log_writer_close(writer);
 }
 
@@ -358,6 +412,7 @@ struct patch {
 };
 
 #define ENTRY(field) (NSN_LOG_HEADER_SIZE + (off_t)offsetof(struct nsn_log_entry, field))
+#define HEAD ((off_t)-1) /* what is patched is no file */
 #define HEADER(field) ((off_t)offsetof(struct nsn_log_header, field))
 
 TEST(broken_entry_is_told_from_a_sound_one)
@@ -371,23 +426,26 @@ TEST(broken_entry_is_told_from_a_sound_one)
         {"pattern too long", ENTRY(pattern_length), 5000, 2},
         {"queue too long", ENTRY(queue_length), 65535, 2},
         {"invalid pattern", ENTRY(op) + (off_t)sizeof(struct nsn_log_entry) - 4, '.', 1},
-        {"committed end within an entry", HEADER(number), 8, 8},
-        {"committed end behind the file", HEADER(number), 1 << 24, 8},
+        {"committed end within an entry", HEAD, 8, 8},
+        {"committed end behind the file", HEAD, 1 << 24, 8},
     };
     for (size_t i = 0; i < sizeof(patches) / sizeof(*patches); i++) {
-        scratch_make();
+        start();
         struct nsn_log_writer *writer = open_writer(0);
         struct nsn_log_reader reader = open_reader();
         add(writer, 1, 1, "abcd.efg", "");
         nsn_log_writer_close(writer);
-        put("log.1", &patches[i].value, patches[i].length, patches[i].at);
+        if (patches[i].at == HEAD)
+            *head = (1ull << NSN_LOG_COMMITTED_BITS) + patches[i].value;
+        else
+            put("log.1", &patches[i].value, patches[i].length, patches[i].at);
         struct nsn_routes *routes = nsn_routes_new(0);
-        int reads = replay(&reader, routes), opens = nsn_log_writer_open(&writer, scratch, 0, error, sizeof(error));
+        int reads = replay(&reader, routes), opens = try_writer(&writer, 0);
         if (reads != -EPROTO || opens != -EPROTO) {
             fprintf(stderr, "%s: reader %d, writer %d\n", patches[i].what, reads, opens);
             exit(1);
         }
-        CHECK_EQUAL(nsn_routes_count(routes), 0);
+        CHECK_EQUAL(nsn_routes_count(routes), patches[i].value == 1 << 24); /* the entries before what is not there are sound */
         nsn_routes_free(routes);
         nsn_log_reader_close(&reader);
     }
@@ -400,23 +458,23 @@ TEST(file_of_another_kind_is_refused_in_words)
         {{"magic", HEADER(magic), 1, 8}, -EPROTO},
         {{"version", HEADER(version), 7, 4}, -EPROTONOSUPPORT},
         {{"generation", HEADER(generation), 9, 8}, -EPROTO},
-        {{"size", HEADER(size), 1 << 30, 8}, -EPROTO},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
-        scratch_make();
+        start();
         struct nsn_log_writer *writer = open_writer(0);
         struct nsn_log_reader reader;
         nsn_log_writer_close(writer);
         put("log.1", &cases[i].patch.value, cases[i].patch.length, cases[i].patch.at);
-        CHECK_EQUAL(nsn_log_reader_open(&reader, scratch, error, sizeof(error)), cases[i].expected);
-        CHECK_EQUAL(nsn_log_writer_open(&writer, scratch, 0, error, sizeof(error)), cases[i].expected);
+        CHECK_EQUAL(nsn_log_reader_open(&reader, scratch, head, error, sizeof(error)), cases[i].expected);
+        CHECK_EQUAL(try_writer(&writer, 0), cases[i].expected);
         CHECK(strstr(error, "log.1"));
     }
-    scratch_make();
+    start();
     int fd = scratch_open("log.4", O_RDWR | O_CREAT);
     close(fd);
+    *head = 4ull << NSN_LOG_COMMITTED_BITS;
     struct nsn_log_writer *writer;
-    CHECK_EQUAL(nsn_log_writer_open(&writer, scratch, 0, error, sizeof(error)), -EPROTO);
+    CHECK_EQUAL(try_writer(&writer, 0), -EPROTO);
     scratch_remove();
 }
 
@@ -425,7 +483,7 @@ TEST(random_bytes_in_a_log_break_nobody)
     uint64_t seed = choose_seed();
     for (int round = 0; round < 200; round++) {
         state = seed + (uint64_t)round;
-        scratch_make();
+        start();
         struct nsn_log_writer *writer = open_writer(0);
         for (uint32_t i = 0; i < 30; i++)
             add(writer, i % 3, i, i % 2 ? "some.subject" : "other.*.>", i % 5 ? "" : "queue");
@@ -435,11 +493,11 @@ TEST(random_bytes_in_a_log_break_nobody)
         struct nsn_routes *routes = nsn_routes_new(0);
         for (uint32_t i = 1 + below(6); i; i--) {
             uint8_t byte = (uint8_t)below(256);
-            put("log.1", &byte, 1, NSN_LOG_HEADER_SIZE + (off_t)below((uint32_t)number_in("log.1")));
+            put("log.1", &byte, 1, NSN_LOG_HEADER_SIZE + (off_t)below((uint32_t)nsn_log_committed(*head)));
         }
         int result = replay(&reader, routes);
         CHECK(result == 1 || result == -EPROTO);
-        result = nsn_log_writer_open(&writer, scratch, 0, error, sizeof(error));
+        result = try_writer(&writer, 0);
         CHECK(result == 0 || result == -EPROTO || result == -EEXIST);
         if (!result)
             nsn_log_writer_close(writer);
@@ -479,7 +537,7 @@ TEST(batch_is_applied_in_order_and_skips_what_nats_ignores)
 {
     uint32_t failed;
     struct batch batch = {.length = 0};
-    scratch_make();
+    start();
     struct nsn_log_writer *writer = open_writer(0);
     put_change(&batch, NSN_INTEREST_ADD, 1, "a.b", "");
     put_change(&batch, NSN_INTEREST_ADD, 1, "other", "");
@@ -513,7 +571,7 @@ TEST(malformed_batch_is_refused_as_a_whole)
 {
     uint32_t failed;
     struct batch batch = {.length = 0};
-    scratch_make();
+    start();
     struct nsn_log_writer *writer = open_writer(0);
     put_change(&batch, NSN_INTEREST_ADD, 1, "a.b", "");
     put_change(&batch, NSN_INTEREST_ADD, 2, "some.longer.pattern", "queue");
@@ -573,7 +631,38 @@ static void log_on_a_full_file_system(void)
     nsn_log_writer_close(writer);
 }
 
-TEST(full_file_system_refuses_additions_and_not_removals) { scratch_small(2048, log_on_a_full_file_system); }
+TEST(full_file_system_refuses_additions_and_not_removals)
+{
+    start();
+    scratch_small(2048, log_on_a_full_file_system);
+}
+
+static void cut_on_a_full_file_system(void)
+{
+    struct nsn_log_writer *writer = open_writer(1 << 20);
+    struct nsn_log_reader reader = open_reader();
+    struct nsn_routes *routes = nsn_routes_new(0);
+    CHECK_EQUAL(add(writer, 1, 1, "first", ""), 0);
+    check_agree(writer, &reader, routes);
+    cut(0);
+    scratch_fill();
+    CHECK_EQUAL(add(writer, 1, 2, "second", ""), -ENOSPC);
+    CHECK_EQUAL(nsn_log_writer_session_gone(writer, 1, 1), -ENOSPC);
+    CHECK(!nsn_log_reader_behind(&reader));
+    scratch_empty();
+    CHECK_EQUAL(add(writer, 2, 1, "third", ""), 0); /* and tells of what could not be told before */
+    check_agree(writer, &reader, routes);
+    CHECK_EQUAL(nsn_log_writer_session_count(writer, 1, 1), 0);
+    nsn_routes_free(routes);
+    nsn_log_reader_close(&reader);
+    nsn_log_writer_close(writer);
+}
+
+TEST(file_that_was_cut_is_written_anew_when_there_is_room)
+{
+    start();
+    scratch_small(2048, cut_on_a_full_file_system);
+}
 
 /* --- random changes, death at any time, threads ----------------------------------------------------------------------- */
 
@@ -653,7 +742,7 @@ static void check_model(const struct nsn_log_writer *writer, const struct model 
 TEST(random_changes_agree_with_a_naive_model_and_every_reader)
 {
     choose_seed();
-    scratch_make();
+    start();
     struct model model = {.changes = 0};
     struct nsn_log_writer *writer = open_writer(4096);
     struct nsn_log_reader readers[3] = {open_reader(), open_reader(), open_reader()};
@@ -714,7 +803,7 @@ static void change_and_kill(struct model *model, uint64_t *done, uint64_t wanted
 TEST(writer_killed_at_any_time_leaves_what_it_had_committed)
 {
     choose_seed();
-    scratch_make();
+    start();
     uint64_t *done = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(done != MAP_FAILED);
     struct model model = {.changes = 0};
@@ -775,7 +864,7 @@ TEST(readers_follow_while_the_writer_writes_and_moves)
 {
     pthread_t threads[2];
     choose_seed();
-    scratch_make();
+    start();
     struct model model = {.changes = 0};
     struct race race = {.writer = open_writer(4096)};
     add(race.writer, 9, 1, "pattern.7", "");

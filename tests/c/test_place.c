@@ -159,6 +159,8 @@ TEST(table_knows_others_and_the_next_nsnd_finds_their_places)
     CHECK(number > 0);
     own->page.counters.messages_out = 9;
     CHECK_EQUAL(nsn_slots_place(slots, 0)->page.counters.messages_out, 9);
+    struct nsn_slots_map map;
+    CHECK_EQUAL(nsn_slots_map(&map, scratch, true, error, sizeof error), 0);
     nsn_slots_close(slots);
     CHECK_EQUAL(nsn_slots_open(&slots, scratch, error, sizeof error), 0);
     CHECK_EQUAL(nsn_slots_place(slots, 0)->page.counters.messages_out, 9);
@@ -176,6 +178,7 @@ TEST(table_knows_others_and_the_next_nsnd_finds_their_places)
     nsn_place_detach(own);
     CHECK_EQUAL(nsn_slots_open(&slots, scratch, error, sizeof error), 0); /* it is gone, and that is no failure */
     CHECK(nsn_slots_place(slots, 0) == NULL);
+    nsn_slots_unmap(&map);
     nsn_slots_close(slots);
     scratch_remove();
 }

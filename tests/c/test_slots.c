@@ -1,7 +1,8 @@
-/* The table of sessions: who gets which slot, what outlives nsnd, and what a session can and cannot do with the files. */
+/* The table of sessions: who gets which slot, what outlives nsnd and for how long, and what a session can and cannot do. */
 #include <signal.h>
-#include <sys/mman.h>
+#include <sys/shm.h>
 
+#include "nsn_segment.h"
 #include "nsn_slots.h"
 #include "scratch.h"
 
@@ -51,20 +52,36 @@ TEST(lowest_free_slot_is_given_with_a_new_generation)
     scratch_remove();
 }
 
+/* The table, to be written behind its nsnd's back. */
+static struct nsn_slots_file *table_of(struct nsn_slots *slots)
+{
+    return (struct nsn_slots_file *)(uintptr_t)nsn_slots_view(slots);
+}
+
+/* As a session has both: they outlive the nsnd, and go with the session. */
+static struct nsn_slots_map map_slots(void)
+{
+    struct nsn_slots_map map;
+    int result = nsn_slots_map(&map, scratch, false, error, sizeof(error));
+    if (result)
+        fprintf(stderr, "%s\n", error);
+    CHECK_EQUAL(result, 0);
+    return map;
+}
+
 TEST(generation_is_never_zero)
 {
     uint32_t generation;
     scratch_make();
     struct nsn_slots *slots = open_slots();
+    struct nsn_slots_map map = map_slots();
+    table_of(slots)->slot[0].generation = UINT32_MAX;
+    table_of(slots)->highest = 1;
     nsn_slots_close(slots);
-    int fd = scratch_open("slots", O_RDWR);
-    uint64_t last = UINT32_MAX, one = 1;
-    CHECK(pwrite(fd, &last, 8, 4096 + offsetof(struct nsn_slot, generation)) == 8);
-    CHECK(pwrite(fd, &one, 8, offsetof(struct nsn_slots_file, highest)) == 8);
-    close(fd);
     slots = open_slots();
     CHECK_EQUAL(claim(slots, 1, &generation), 0);
     CHECK_EQUAL(generation, 1);
+    nsn_slots_unmap(&map);
     nsn_slots_close(slots);
     scratch_remove();
 }
@@ -97,6 +114,7 @@ TEST(next_nsnd_carries_on_what_it_finds)
     nsn_slots_acknowledge(slots, 2, 44);
     nsn_slots_free_slot(slots, 1);
     nsn_slots_place(slots, 2)->page.asleep = 13;
+    struct nsn_slots_map map = map_slots();
     nsn_slots_close(slots);
     slots = open_slots();
     CHECK(find(slots, 1) == 0 && find(slots, 2) == -ENOENT && find(slots, 3) == 2);
@@ -104,6 +122,8 @@ TEST(next_nsnd_carries_on_what_it_finds)
     CHECK_EQUAL(nsn_slots_place(slots, 2)->page.asleep, 13);
     CHECK_EQUAL(claim(slots, 9, &generation), 1);
     CHECK_EQUAL(generation, 2);
+    CHECK(map.slots->slot[1].alive == 2);
+    nsn_slots_unmap(&map);
     nsn_slots_close(slots);
     scratch_remove();
 }
@@ -169,19 +189,94 @@ TEST(session_cannot_write_the_table_nor_a_forked_child_use_the_map)
     scratch_remove();
 }
 
-TEST(files_are_written_by_the_owner_alone)
+/* What the file says: its segment. */
+static int32_t said_segment(void)
+{
+    char text[128] = "";
+    unsigned version;
+    int32_t segment;
+    int fd = scratch_open("slots", O_RDONLY);
+    CHECK(fd >= 0 && read(fd, text, sizeof text - 1) > 0);
+    close(fd);
+    CHECK(sscanf(text, "insane_nats slots %u segment %d token ", &version, &segment) == 2);
+    CHECK_EQUAL(version, NSN_SLOTS_VERSION);
+    return segment;
+}
+
+static void say(const char *text)
+{
+    int fd = scratch_open("slots", O_WRONLY | O_TRUNC | O_CREAT);
+    CHECK(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text));
+    close(fd);
+}
+
+static unsigned mode_of(int32_t segment)
+{
+    struct shmid_ds status;
+    CHECK(shmctl(segment, IPC_STAT, &status) == 0);
+    return status.shm_perm.mode & 0777u;
+}
+
+TEST(both_go_with_the_last_who_has_them_and_the_next_nsnd_starts_anew)
+{
+    uint32_t generation;
+    struct shmid_ds status;
+    scratch_make();
+    struct nsn_slots *slots = open_slots();
+    int32_t table = said_segment(), places = nsn_slots_view(slots)->places;
+    CHECK_EQUAL(claim(slots, 1, &generation), 0);
+    struct nsn_slots_map map = map_slots();
+    nsn_slots_close(slots);
+    CHECK(shmctl(table, IPC_STAT, &status) == 0 && shmctl(places, IPC_STAT, &status) == 0);
+    nsn_slots_unmap(&map);
+    CHECK(shmctl(table, IPC_STAT, &status) < 0 && shmctl(places, IPC_STAT, &status) < 0);
+    CHECK(nsn_segment_gone(nsn_slots_map(&map, scratch, false, error, sizeof(error))));
+    CHECK(strstr(error, "is not there"));
+    slots = open_slots();
+    CHECK(said_segment() != table);
+    CHECK_EQUAL(find(slots, 1), -ENOENT);
+    CHECK_EQUAL(nsn_slots_view(slots)->highest, 0);
+    nsn_slots_close(slots);
+    scratch_remove();
+}
+
+TEST(both_are_for_their_user_alone_unless_they_are_shared)
 {
     struct stat status;
     scratch_make();
-    nsn_slots_close(open_slots());
-    const char *names[] = {"slots", "pages"};
-    for (int i = 0; i < 2; i++) {
-        int fd = scratch_open(names[i], O_RDONLY);
-        CHECK(fstat(fd, &status) == 0);
-        CHECK_EQUAL(status.st_mode & 07777, 0644);
-        close(fd);
-    }
-    CHECK(status.st_blocks * 512 <= 65536); /* pages are sparse */
+    struct nsn_slots *slots = open_slots();
+    int32_t table = said_segment(), places = nsn_slots_view(slots)->places;
+    CHECK(mode_of(table) == 0600 && mode_of(places) == 0600);
+    CHECK_EQUAL(nsn_slots_share(slots, true), 0);
+    CHECK(mode_of(table) == 0644 && mode_of(places) == 0644);
+    struct nsn_slots_map map = map_slots();
+    nsn_slots_close(slots);
+    slots = open_slots();
+    CHECK_EQUAL(nsn_slots_share(slots, false), 0);
+    CHECK(mode_of(table) == 0600 && mode_of(places) == 0600);
+    int fd = scratch_open("slots", O_RDONLY);
+    CHECK(fstat(fd, &status) == 0 && (status.st_mode & 07777) == 0644);
+    close(fd);
+    nsn_slots_unmap(&map);
+    nsn_slots_close(slots);
+    scratch_remove();
+}
+
+TEST(file_that_is_cut_or_removed_harms_nobody_who_is_there)
+{
+    struct nsn_slots_map late;
+    scratch_make();
+    struct nsn_slots *slots = open_slots();
+    struct nsn_slots_map map = map_slots();
+    say("");
+    uint32_t generation;
+    CHECK_EQUAL(claim(slots, 1, &generation), 0);
+    map.places[0].page.asleep = 5;
+    CHECK_EQUAL(nsn_slots_place(slots, 0)->page.asleep, 5);
+    CHECK_EQUAL(nsn_slots_map(&late, scratch, false, error, sizeof(error)), -EPROTO);
+    CHECK(strstr(error, "where the table of sessions is"));
+    nsn_slots_unmap(&map);
+    nsn_slots_close(slots);
     scratch_remove();
 }
 
@@ -196,38 +291,56 @@ static int try_open(void)
     return result;
 }
 
-static void put(const char *name, const void *bytes, size_t length, off_t at)
-{
-    int fd = scratch_open(name, O_RDWR);
-    CHECK(fd >= 0 && pwrite(fd, bytes, length, at) == (ssize_t)length);
-    close(fd);
-}
-
-TEST(files_of_another_kind_are_refused_in_words)
+TEST(what_is_not_this_table_is_refused_in_words)
 {
     struct nsn_slots_map map;
-    uint64_t magic = NSN_SLOTS_MAGIC, wrong = 1;
-    uint32_t version = NSN_SLOTS_VERSION, other = 99;
+    char text[128];
     scratch_make();
-    CHECK_EQUAL(try_open(), 0);
-    put("slots", &wrong, 8, 0);
-    CHECK_EQUAL(try_open(), -EPROTO);
-    CHECK_EQUAL(nsn_slots_map(&map, scratch, false, error, sizeof(error)), -EPROTO);
-    put("slots", &magic, 8, 0);
-    put("slots", &other, 4, 8);
+    struct nsn_slots *slots = open_slots();
+    int32_t table = said_segment();
+    snprintf(text, sizeof text, "insane_nats slots 99 segment %d token %032x\n", table, 1);
+    say(text);
     CHECK_EQUAL(try_open(), -EPROTONOSUPPORT);
     CHECK(strstr(error, "version 99"));
     CHECK_EQUAL(nsn_slots_map(&map, scratch, false, error, sizeof(error)), -EPROTONOSUPPORT);
-    put("slots", &version, 4, 8);
-    put("slots", &wrong, 8, 4096 + offsetof(struct nsn_slot, alive)); /* alive, above the highest */
-    CHECK_EQUAL(try_open(), -EPROTO);
-    scratch_make();
-    CHECK_EQUAL(try_open(), 0);
-    int fd = scratch_open("pages", O_RDWR);
-    CHECK(ftruncate(fd, 4096) == 0);
-    close(fd);
+    say("insane_nats slots 3 segment x");
     CHECK_EQUAL(try_open(), -EPROTO);
     CHECK_EQUAL(nsn_slots_map(&map, scratch, false, error, sizeof(error)), -EPROTO);
+    snprintf(text, sizeof text, "insane_nats slots %d segment %d token %032x\n", NSN_SLOTS_VERSION, table, 1);
+    say(text); /* its number means another segment by now */
+    CHECK_EQUAL(nsn_slots_map(&map, scratch, false, error, sizeof(error)), -EIDRM);
+    CHECK_EQUAL(try_open(), 0);
+    nsn_slots_close(slots);
+    scratch_remove();
+}
+
+TEST(number_that_means_another_segment_by_now_is_not_taken_for_the_table)
+{
+    struct nsn_slots_map map;
+    char text[128];
+    scratch_make();
+    int other = shmget(IPC_PRIVATE, 4096, IPC_CREAT | 0600);
+    snprintf(text, sizeof text, "insane_nats slots %d segment %d token %032x\n", NSN_SLOTS_VERSION, other, 1);
+    say(text);
+    CHECK_EQUAL(nsn_slots_map(&map, scratch, false, error, sizeof(error)), -EPROTO);
+    CHECK(strstr(error, "4096 bytes"));
+    CHECK_EQUAL(try_open(), 0);
+    CHECK(said_segment() != other);
+    shmctl(other, IPC_RMID, NULL);
+    scratch_remove();
+}
+
+TEST(broken_table_is_refused_in_words)
+{
+    scratch_make();
+    struct nsn_slots *slots = open_slots();
+    table_of(slots)->slot[0].alive = 1; /* above the highest */
+    CHECK_EQUAL(try_open(), -EPROTO);
+    CHECK(strstr(error, "slot 0 is broken"));
+    table_of(slots)->slot[0].alive = 0;
+    table_of(slots)->highest = NSN_SLOTS_MAX + 1;
+    CHECK_EQUAL(try_open(), -EPROTO);
+    nsn_slots_close(slots);
     scratch_remove();
 }
 
@@ -236,7 +349,7 @@ TEST(file_of_another_user_is_refused)
     char path[128];
     scratch_make();
     CHECK_EQUAL(try_open(), 0);
-    snprintf(path, sizeof(path), "%s/pages", scratch);
+    snprintf(path, sizeof(path), "%s/slots", scratch);
     if (chown(path, 12345, 12345)) {
         printf("skipped: only root gives files away\n");
     } else {
@@ -258,19 +371,14 @@ TEST(symbolic_link_is_not_followed)
     scratch_remove();
 }
 
-TEST(death_while_the_files_are_made_leaves_nothing_in_the_way)
+TEST(death_while_the_file_is_made_leaves_nothing_in_the_way)
 {
     scratch_make();
-    int fd = scratch_open("pages.new", O_RDWR | O_CREAT);
-    close(fd);
-    fd = scratch_open("pages", O_RDWR | O_CREAT);
-    close(fd);
-    fd = scratch_open("slots.new", O_RDWR | O_CREAT);
-    close(fd);
+    close(scratch_open("slots.new", O_RDWR | O_CREAT));
     uint32_t generation;
     struct nsn_slots *slots = open_slots();
     CHECK_EQUAL(claim(slots, 1, &generation), 0);
-    CHECK(!scratch_has("pages.new") && !scratch_has("slots.new"));
+    CHECK(!scratch_has("slots.new"));
     nsn_slots_close(slots);
     scratch_remove();
 }
@@ -289,31 +397,20 @@ TEST(no_slot_is_left_when_all_are_taken)
     scratch_remove();
 }
 
-static void claim_on_a_full_file_system(void)
+static void open_on_a_full_file_system(void)
 {
     uint32_t generation;
-    struct nsn_slots *slots = open_slots();
-    CHECK_EQUAL(claim(slots, 1, &generation), 0);
     scratch_fill();
-    CHECK_EQUAL(claim(slots, 2, &generation), -ENOSPC);
-    memset(nsn_slots_place(slots, 0), 1, sizeof(struct nsn_place)); /* what was given has memory */
-    CHECK_EQUAL(find(slots, 2), -ENOENT);
+    CHECK_EQUAL(try_open(), -ENOSPC);
+    CHECK(!scratch_has("slots") && !scratch_has("slots.new"));
     scratch_empty();
+    struct nsn_slots *slots = open_slots();
+    scratch_fill(); /* sessions take no room in it */
+    CHECK_EQUAL(claim(slots, 1, &generation), 0);
     CHECK_EQUAL(claim(slots, 2, &generation), 1);
     nsn_slots_close(slots);
 }
 
-TEST(full_file_system_is_an_error_and_not_a_signal) { scratch_small(1024, claim_on_a_full_file_system); }
-
-static void open_on_a_full_file_system(void)
-{
-    scratch_fill();
-    CHECK_EQUAL(try_open(), -ENOSPC);
-    CHECK(!scratch_has("slots"));
-    scratch_empty();
-    CHECK_EQUAL(try_open(), 0);
-}
-
-TEST(files_that_find_no_room_are_not_left_half_made) { scratch_small(1024, open_on_a_full_file_system); }
+TEST(full_file_system_is_an_error_when_nsnd_starts_and_of_no_account_later) { scratch_small(1024, open_on_a_full_file_system); }
 
 CHECK_MAIN()

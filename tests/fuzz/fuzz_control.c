@@ -33,7 +33,7 @@ static void set_up(void)
     snprintf(socket_path, sizeof socket_path, "%s/sock", directory);
     MUST(mkdir(directory, 0700) == 0);
     MUST(nsn_slots_open(&slots, directory, error, sizeof error) == 0);
-    MUST(nsn_log_writer_open(&log_writer, directory, 0, error, sizeof error) == 0);
+    MUST(nsn_log_writer_open(&log_writer, directory, nsn_slots_log(slots), 0, error, sizeof error) == 0);
     for (uint32_t slot = 0; slot < PEERS; slot++) {
         MUST(nsn_slots_claim(slots, (uint64_t[2]){slot, 1}, 1, 1, getuid(), &generations[slot]) == (int)slot);
         MUST(nsn_log_writer_add(log_writer, (struct nsn_target){slot, generations[slot], 1}, "s", 1, "", 0) == 0);

@@ -67,13 +67,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct input input = {data, data + size};
     struct nsn_log_writer *writer;
     struct nsn_log_reader reader;
+    uint64_t head = 0;
     char error[256];
     if (!*directory) {
         snprintf(directory, sizeof directory, "%s/%d", fuzz_directory(), getpid());
         MUST(mkdir(directory, 0700) == 0);
     }
-    MUST(nsn_log_writer_open(&writer, directory, 4096, error, sizeof error) == 0);
-    MUST(nsn_log_reader_open(&reader, directory, error, sizeof error) == 0);
+    MUST(nsn_log_writer_open(&writer, directory, &head, 4096, error, sizeof error) == 0);
+    MUST(nsn_log_reader_open(&reader, directory, &head, error, sizeof error) == 0);
     struct nsn_routes *routes = nsn_routes_new(0);
     while (input.at < input.end) {
         static uint8_t batch[BATCH_MOST];

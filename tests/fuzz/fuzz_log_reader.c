@@ -13,6 +13,7 @@
 #define ROOM (FILE_SIZE - NSN_LOG_HEADER_SIZE)
 
 static char directory[192], path[256];
+static uint64_t head;
 
 static void set_up(void)
 {
@@ -52,7 +53,7 @@ static size_t write_file(struct input *input, bool *whole)
     uint8_t kind = take8(input);
     struct nsn_log_header *header = (struct nsn_log_header *)(void *)bytes;
     size_t at = 0, more, given;
-    *header = (struct nsn_log_header){.magic = NSN_LOG_MAGIC, .version = NSN_LOG_VERSION, .generation = 1, .size = FILE_SIZE,
+    *header = (struct nsn_log_header){.magic = NSN_LOG_MAGIC, .version = NSN_LOG_VERSION, .generation = 1,
                                       .base = take8(input)};
     if (kind % 4 == 0) { /* raw */
         const uint8_t *raw = take_bytes(input, ROOM, &given);
@@ -62,12 +63,12 @@ static size_t write_file(struct input *input, bool *whole)
         while (input->at < input->end && (more = write_entry(input, bytes + NSN_LOG_HEADER_SIZE + at, ROOM - at)))
             at += more;
     }
-    header->number = kind & 128 ? take64(input) : at;
-    if (header->number == NSN_LOG_MOVED) /* there is no other file: tried below */
-        header->number--;
+    head = kind & 128 ? take64(input) : 1ull << NSN_LOG_COMMITTED_BITS | at;
+    if (!head) /* there is no log: nsnd would start one */
+        head++;
     *whole = kind & 64 ? false : true;
     if (!*whole)
-        ((uint8_t *)header)[take8(input) % 48] += take8(input);
+        ((uint8_t *)header)[take8(input) % sizeof *header] += take8(input);
     unlink(path);
     int fd = open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
     MUST(fd >= 0 && write(fd, bytes, sizeof bytes) == sizeof bytes);
@@ -87,15 +88,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         set_up();
     write_file(&input, &whole);
     struct nsn_routes *routes = nsn_routes_new(0);
-    int read = nsn_log_reader_open(&reader, directory, error, sizeof error);
+    int read = nsn_log_reader_open(&reader, directory, &head, error, sizeof error);
     if (read == 0) {
         do
             read = nsn_log_reader_replay(&reader, routes, error, sizeof error);
         while (read == 1);
-        MUST(reader.applied <= reader.mapped - NSN_LOG_HEADER_SIZE);
+        MUST(nsn_log_committed(reader.reached) <= ROOM);
         nsn_routes_lookup(routes, "a.b", 3);
     }
-    int restored = nsn_log_writer_open(&writer, directory, 4096, error, sizeof error);
+    int restored = nsn_log_writer_open(&writer, directory, &head, 4096, error, sizeof error);
     if (restored == 0) { /* what nsnd can carry on, sessions can follow */
         MUST(read == 0);
         MUST(nsn_log_writer_count(writer) == nsn_routes_count(routes));

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from nsnd.connections import Connection
 from nsnd.credentials import User
-from nsnd.fabric import Fabric, FabricError, Slot
+from nsnd.fabric import NOTHING_COMMITTED, Fabric, FabricError, Slot
 from nsnd.logs import Log
 from nsnd.loop import Loop
 from nsnd.processes import Process, Processes
@@ -244,7 +244,8 @@ class Application:
         return (result, failed) if result or fit == count else (-errno.EDQUOT, fit)
 
     def interest(self, session: Session, sequence: int, count: int, batch: memoryview) -> tuple[int, int]:
-        """Applies a batch and acknowledges it. (0, 0), or (negative errno, index of the change that failed)."""
+        """Applies a batch and acknowledges it. (0, 0), or (negative errno, index of the change that failed). FabricError when
+        the log cannot be written: it is to be sent again."""
         if sequence <= session.settled:
             return 0, 0
         if sequence != session.settled + 1:
@@ -252,6 +253,8 @@ class Application:
         result, failed = self._apply(session, batch, count)
         if result == -errno.EBADMSG:
             raise ProtocolError(errno.EPROTO, f"interest number {sequence} is malformed")
+        if failed == NOTHING_COMMITTED:
+            raise FabricError(-result, os.strerror(-result))
         session.settled = sequence
         self.fabric.acknowledge(session.slot, sequence)
         return result, failed

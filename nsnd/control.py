@@ -414,7 +414,13 @@ class Control:
         _, _, _, sequence, count, length = INTEREST.unpack_from(packet)
         if length != len(packet) - INTEREST.size:
             raise ProtocolError(errno.EPROTO, f"INTEREST says {length} bytes, and {len(packet) - INTEREST.size} came")
-        error, failed = session.application.interest(session, sequence, count, packet[INTEREST.size :])
+        try:
+            error, failed = session.application.interest(session, sequence, count, packet[INTEREST.size :])
+        except FabricError as fault:
+            self._log.error("the log of interest cannot be written, and a session has to come back: make room in its directory",
+                            directory=session.application.fabric.directory, slot=session.slot, error=fault.strerror)
+            self.disconnected(connection)
+            return
         if not error:
             connection.interest_done(session.settled)
             return

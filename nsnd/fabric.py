@@ -12,6 +12,7 @@ from nsnd._fabric import ffi, lib
 from nsnd.protocol import text_field
 
 SLOTS_MAX: int = lib.NSN_SLOTS_MAX
+NOTHING_COMMITTED: int = lib.NSN_LOG_NOTHING_COMMITTED
 COUNTERS = tuple(name for name, _ in ffi.typeof("struct nsn_counters").fields)
 SERVE_MAX = 256  # packets of one session before the others have their turn
 # A session that subscribes one by one has its next packet ready within this time; with one processor it cannot.
@@ -56,6 +57,7 @@ class Fabric:
         self._writer = writer[0]
         self._failed = ffi.new("uint32_t *")
         self._settled = ffi.new("uint64_t *")
+        self._others_read: bool | None = None  # not known: a node before this one may have let them
 
     def _check(self, result: int, error: Any) -> None:
         if result < 0:
@@ -87,19 +89,29 @@ class Fabric:
         return self.slot(result)
 
     def claim_other(self, identity: tuple[int, int], pid: int, start_time: int, uid: int, segment: int) -> Slot:
-        """The same for a session of another user, whose place is in a shared memory segment of its own."""
+        """The same for a session of another user, whose place is in a shared memory segment of its own; from now on others may
+        read."""
         generation = ffi.new("uint32_t *")
         error = ffi.new("char[]", _ERROR_SIZE)
+        self._let_others_read(True)
         result = lib.nsn_slots_claim_other(self._slots, identity, pid, start_time, uid, segment, generation, error, _ERROR_SIZE)
         self._check(result, error)
         return self.slot(result)
 
     def share(self, shared: bool) -> None:
-        """Lets other users in to read, or not."""
-        result = lib.nsn_slots_share(self._slots, shared)
+        """Lets other users in to read, or not. Shared memory has no list of who may read it: it is opened to all with the first
+        session of another user, and not before."""
+        if not shared:
+            self._let_others_read(False)
+        os.chmod(self.directory, DIRECTORY_SHARED if shared else DIRECTORY_CLOSED)
+
+    def _let_others_read(self, may: bool) -> None:
+        if may == self._others_read:
+            return
+        result = lib.nsn_slots_share(self._slots, may)
         if result < 0:
             raise FabricError(-result, os.strerror(-result))
-        os.chmod(self.directory, DIRECTORY_SHARED if shared else DIRECTORY_CLOSED)
+        self._others_read = may
 
     def has_place(self, slot: int) -> bool:
         """False for a session of another user whose segment has gone with it."""
@@ -146,7 +158,8 @@ class Fabric:
     # --- interest ---------------------------------------------------------------------------------------------------
 
     def apply(self, slot: int, generation: int, batch: memoryview, count: int) -> tuple[int, int]:
-        """A batch of struct nsn_interest_change. (0, 0), or (negative errno, index of the change that failed)."""
+        """A batch of struct nsn_interest_change. (0, 0), or (negative errno, index of the change that failed); that is
+        NOTHING_COMMITTED when the log could not be written."""
         self._failed[0] = 0
         raw = ffi.from_buffer("uint8_t[]", batch)
         result: int = lib.nsn_log_writer_apply(self._writer, slot, generation, raw, len(raw), count, self._failed)

@@ -32,6 +32,7 @@
 #define NSN_LOG_COMMITTED_BITS 36         /* of the head: bytes of entries; above them the generation. 0: there is no log */
 #define NSN_LOG_SUBSCRIPTIONS_MAX 4000000 /* alive at once, of one application ID */
 #define NSN_LOG_HEADER_SIZE 64            /* entries begin here */
+#define NSN_LOG_NOTHING_COMMITTED 0xffffffffu
 
 enum nsn_log_op { NSN_LOG_ADD = 1, NSN_LOG_REMOVE = 2, NSN_LOG_SESSION_GONE = 3 };
 
@@ -71,17 +72,18 @@ void nsn_log_writer_close(struct nsn_log_writer *writer);
 
 /* One change. 0; -EEXIST (the sid is in use: ignored, as NATS does), -ENOENT (unknown sid: ignored), -EINVAL (invalid
  * pattern or too long), -ENOSPC (NSN_LOG_SUBSCRIPTIONS_MAX, or the file system is full), -ENOMEM, or what the file system
- * said when the log had to move. A change that cannot be written to a file that was cut is committed with the next one that
- * finds room. */
+ * said when the log had to move. When the file was cut and no other can be made, what the file system said to that:
+ * nothing is committed then, and the change is, with the next call that finds room. */
 int nsn_log_writer_add(struct nsn_log_writer *writer, struct nsn_target target, const char *pattern, size_t pattern_length,
                        const char *queue, size_t queue_length);
 int nsn_log_writer_remove(struct nsn_log_writer *writer, struct nsn_target target);
-/* Returns how many subscriptions went. One entry in the log, none when there were no subscriptions. */
+/* Returns how many subscriptions went. One entry in the log, none when there were no subscriptions. After a failure call again. */
 int nsn_log_writer_session_gone(struct nsn_log_writer *writer, uint32_t slot, uint32_t generation);
 
 /* A batch of struct nsn_interest_change (nsn_protocol.h) from one session. Changes are applied in order; those that fail
  * with -EEXIST or -ENOENT are skipped. Any other failure stops: its errno is returned and *failed is its index. A batch
- * that is malformed is -EBADMSG and nothing of it is applied. One commit for all of it. */
+ * that is malformed is -EBADMSG and nothing of it is applied. One commit for all of it; when that fails *failed is
+ * NSN_LOG_NOTHING_COMMITTED, and the batch may be applied again. */
 int nsn_log_writer_apply(struct nsn_log_writer *writer, uint32_t slot, uint32_t generation, const uint8_t *batch, size_t length,
                          uint32_t count, uint32_t *failed);
 
@@ -97,7 +99,7 @@ int nsn_log_writer_visit(const struct nsn_log_writer *writer, nsn_log_visit visi
 struct nsn_log_reader {
     char directory[256];
     const uint64_t *head;
-    int fd;                      /* of the file; -1 before the first open */
+    int fd;                      /* of the file; -1 while there is none */
     uint64_t reached;            /* the head as far as it is applied */
     uint64_t base;               /* interest number of the file's first entry */
     uint64_t count;              /* entries applied; base + count is the interest number reached */

@@ -19,34 +19,33 @@ void nsn_log_name(char name[NSN_LOG_NAME_SIZE], uint64_t generation)
     snprintf(name, NSN_LOG_NAME_SIZE, "log.%llu", (unsigned long long)generation);
 }
 
-static int check_header(const struct nsn_log_header *header, uint64_t generation, char *error, size_t error_size)
+static int check_header(const struct nsn_log_header *header, const char *path, uint64_t generation, char *error,
+                        size_t error_size)
 {
-    unsigned long long shown = generation;
     if (header->magic != NSN_LOG_MAGIC)
-        return nsn_explain(error, error_size, -EPROTO, "log.%llu is not an interest log", shown);
+        return nsn_explain(error, error_size, -EPROTO, "%s is not an interest log", path);
     if (header->version != NSN_LOG_VERSION)
         return nsn_explain(error, error_size, -EPROTONOSUPPORT,
-                           "log.%llu has layout version %u and this program knows version %d: upgrade the older of nsnd and this "
-                           "program", shown, header->version, NSN_LOG_VERSION);
+                           "%s has layout version %u and this program knows version %d: upgrade the older of nsnd and this "
+                           "program", path, header->version, NSN_LOG_VERSION);
     if (header->generation != generation)
-        return nsn_explain(error, error_size, -EPROTO, "log.%llu says that it is generation %llu", shown,
+        return nsn_explain(error, error_size, -EPROTO, "%s says that it is generation %llu", path,
                            (unsigned long long)header->generation);
     return 0;
 }
 
-int nsn_log_open(int directory_fd, uint64_t generation, int flags, struct nsn_log_header *header, char *error, size_t error_size)
+int nsn_log_open(int directory_fd, const char *path, uint64_t generation, int flags, struct nsn_log_header *header, char *error,
+                 size_t error_size)
 {
-    char name[NSN_LOG_NAME_SIZE];
     struct stat status;
-    nsn_log_name(name, generation);
-    int fd = openat(directory_fd, name, flags | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC), result = 0;
+    int fd = openat(directory_fd, path, flags | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC), result = 0;
     ssize_t length = 0;
     if (fd < 0 || fstat(fd, &status) || (S_ISREG(status.st_mode) && (length = pread(fd, header, sizeof *header, 0)) < 0))
-        result = nsn_explain(error, error_size, -errno, "%s cannot be opened: %s", name, strerror(errno));
+        result = nsn_explain(error, error_size, -errno, "%s cannot be opened: %s", path, strerror(errno));
     else if (length != sizeof *header)
-        result = nsn_explain(error, error_size, -EPROTO, "%s is not an interest log", name);
+        result = nsn_explain(error, error_size, -EPROTO, "%s is not an interest log", path);
     else
-        result = check_header(header, generation, error, error_size);
+        result = check_header(header, path, generation, error, error_size);
     if (result && fd >= 0)
         close(fd);
     return result ? result : fd;

@@ -9,9 +9,9 @@
 
 void nsn_log_name(char name[NSN_LOG_NAME_SIZE], uint64_t generation);
 
-/* Opens the file of this generation, and copies its header, which is that of a file of this layout and generation. The
- * descriptor, or a negative errno with words. flags: O_RDONLY or O_RDWR. */
-int nsn_log_open(int directory_fd, uint64_t generation, int flags, struct nsn_log_header *header, char *error, size_t error_size);
+/* Opens the file at this path, and copies its header, which is that of a file of this layout and generation. The descriptor, or a
+ * negative errno with words. flags: O_RDONLY or O_RDWR. */
+int nsn_log_open(int directory_fd, const char *path, uint64_t generation, int flags, struct nsn_log_header *header, char *error, size_t error_size);
 
 static inline uint64_t nsn_round_up(uint64_t value, uint64_t step) { return (value + step - 1) / step * step; }
 

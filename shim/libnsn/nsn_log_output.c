@@ -41,7 +41,7 @@ int nsn_log_output_allocate(struct nsn_log_output *output, uint64_t end)
     uint64_t rounded = nsn_round_up(wanted, ALLOCATE_STEP);
     if (rounded > output->size)
         rounded = output->size;
-    while (fallocate(output->fd, 0, (off_t)output->allocated, (off_t)(rounded - output->allocated)))
+    while (fallocate(output->fd, FALLOC_FL_KEEP_SIZE, (off_t)output->allocated, (off_t)(rounded - output->allocated)))
         if (errno != EINTR)
             return -errno;
     output->allocated = rounded;
@@ -61,10 +61,23 @@ static int write_whole(int fd, const char *bytes, size_t length, uint64_t at)
     return 0;
 }
 
+/* Somebody may have cut it: what is written into it now would be read by nobody, and would make it look whole again. */
+static int check_whole(struct nsn_log_output *output)
+{
+    struct stat status;
+    if (fstat(output->fd, &status))
+        return -errno;
+    output->nameless = status.st_nlink == 0;
+    return (uint64_t)status.st_size == output->size ? 0 : -EIO;
+}
+
 static void write_held(struct nsn_log_output *output)
 {
     if (!output->failed && output->held)
-        output->failed = write_whole(output->fd, output->chunk, output->held, NSN_LOG_HEADER_SIZE + output->written - output->held);
+        output->failed = check_whole(output);
+    if (!output->failed && output->held)
+        output->failed = write_whole(output->fd, output->chunk, output->held,
+                                     NSN_LOG_HEADER_SIZE + output->written - output->held);
     output->held = 0;
 }
 
@@ -87,20 +100,9 @@ void nsn_log_output_write(struct nsn_log_output *output, enum nsn_log_op op, str
     output->count++;
 }
 
-/* Somebody may have cut or removed it: what is written into it now would be read by nobody. */
-static int check_whole(const struct nsn_log_output *output)
-{
-    struct stat status;
-    if (fstat(output->fd, &status))
-        return -errno;
-    return (uint64_t)status.st_size == output->size && status.st_nlink ? 0 : -EIO;
-}
-
 int nsn_log_output_finish(struct nsn_log_output *output)
 {
     write_held(output);
-    if (!output->failed)
-        output->failed = check_whole(output);
     return output->failed;
 }
 

@@ -3,6 +3,7 @@
 #ifndef NSN_LOG_OUTPUT_H
 #define NSN_LOG_OUTPUT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -18,6 +19,7 @@ struct nsn_log_output {
     uint64_t allocated;          /* bytes of the file that certainly have memory */
     size_t held;                 /* bytes of the last entries written that are in `chunk` still */
     int failed;                  /* what went wrong when they were to leave it: the file is of no use any more */
+    bool nameless;               /* somebody has removed it: it is good for those who have it open, as of the last finish */
     int fd;
     char chunk[NSN_LOG_CHUNK];
 };
@@ -37,7 +39,7 @@ int nsn_log_output_allocate(struct nsn_log_output *output, uint64_t end);
 void nsn_log_output_write(struct nsn_log_output *output, enum nsn_log_op op, struct nsn_target target, const char *pattern,
                           size_t pattern_length, const char *queue, size_t queue_length);
 
-/* Everything written is in the file, which has its whole size and a name still: 0. Otherwise a negative errno, from now on. */
+/* Everything written is in the file, which had its whole size still: 0. Otherwise a negative errno, from now on. */
 int nsn_log_output_finish(struct nsn_log_output *output);
 
 #endif

@@ -22,18 +22,21 @@ static int moved_too_often(const struct nsn_log_reader *reader, char *error, siz
 }
 
 /* Opens the file that the head names. It may go while it is opened, when the log moves. */
-static int follow_in(struct nsn_log_reader *reader, int directory_fd, char *error, size_t error_size)
+static int follow(struct nsn_log_reader *reader, char *error, size_t error_size)
 {
     struct nsn_log_header header;
+    char path[sizeof reader->directory + NSN_LOG_NAME_SIZE];
     uint64_t head = head_of(reader);
+    if (reader->fd >= 0) /* the head has left it for good: its descriptor may be the last one */
+        close(reader->fd);
+    reader->fd = -1;
     for (int attempt = 0; attempt < MOVES_MOST; attempt++) {
         uint64_t generation = nsn_log_generation(head), before = head;
         if (!generation)
             return nsn_explain(error, error_size, -ENOENT, "%s has no interest log: restart nsnd", reader->directory);
-        int fd = nsn_log_open(directory_fd, generation, O_RDONLY, &header, error, error_size);
+        snprintf(path, sizeof path, "%s/log.%llu", reader->directory, (unsigned long long)generation);
+        int fd = nsn_log_open(AT_FDCWD, path, generation, O_RDONLY, &header, error, error_size);
         if (fd >= 0) {
-            if (reader->fd >= 0)
-                close(reader->fd);
             reader->fd = fd;
             reader->reached = generation << NSN_LOG_COMMITTED_BITS;
             reader->base = header.base;
@@ -44,20 +47,9 @@ static int follow_in(struct nsn_log_reader *reader, int directory_fd, char *erro
         if (fd != -ENOENT)
             return fd;
         if (head == before)
-            return nsn_explain(error, error_size, fd, "%s/log.%llu is gone: nsnd's files were removed; restart nsnd and connect again",
-                               reader->directory, (unsigned long long)generation);
+            return nsn_explain(error, error_size, fd, "%s is gone: nsnd's files were removed; restart nsnd and connect again", path);
     }
     return moved_too_often(reader, error, error_size);
-}
-
-static int follow(struct nsn_log_reader *reader, char *error, size_t error_size)
-{
-    int directory_fd = open(reader->directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (directory_fd < 0)
-        return nsn_explain(error, error_size, -errno, "%s: %s", reader->directory, strerror(errno));
-    int result = follow_in(reader, directory_fd, error, error_size);
-    close(directory_fd);
-    return result;
 }
 
 int nsn_log_reader_open(struct nsn_log_reader *reader, const char *directory, const uint64_t *head, char *error,
@@ -141,6 +133,6 @@ int nsn_log_reader_replay(struct nsn_log_reader *reader, struct nsn_routes *rout
     return nsn_explain(error, error_size, result,
                        result == -ENOMEM ? "no memory to apply log.%llu behind byte %llu"
                        : result == -EPROTO ? "log.%llu is broken, or was cut, behind byte %llu: restart nsnd"
-                                           : "log.%llu cannot be read behind byte %llu",
-                       (unsigned long long)generation, (unsigned long long)at);
+                                           : "log.%llu cannot be read behind byte %llu: %s",
+                       (unsigned long long)generation, (unsigned long long)at, strerror(-result));
 }

@@ -114,13 +114,17 @@ static int move(struct nsn_log_writer *writer, uint64_t extra)
     return 0;
 }
 
-/* 0; or what the file system said when the file was of no use any more, and no other could be made. */
+/* 0; or what the file system said when the file was of no use any more, and no other could be made: then nothing is committed. */
 static int commit(struct nsn_log_writer *writer)
 {
     struct nsn_log_output *file = writer->file;
     if (file->committed != file->written) {
-        if (nsn_log_output_finish(file))
-            return move(writer, 0);
+        int failed = nsn_log_output_finish(file);
+        if (failed || file->nameless) {
+            int result = move(writer, 0);
+            if (!result || failed)
+                return result;
+        } /* one that has only lost its name is read by those who have it open */
         commit_file(writer, file);
     }
     uint64_t dead = file->written - writer->live_bytes;
@@ -220,20 +224,20 @@ int nsn_log_writer_add(struct nsn_log_writer *writer, struct nsn_target target, 
                        const char *queue, size_t queue_length)
 {
     int result = add(writer, target, pattern, pattern_length, queue, queue_length), committed = commit(writer);
-    return result ? result : committed;
+    return committed ? committed : result;
 }
 
 int nsn_log_writer_remove(struct nsn_log_writer *writer, struct nsn_target target)
 {
     int result = drop(writer, target), committed = commit(writer);
-    return result ? result : committed;
+    return committed ? committed : result;
 }
 
 int nsn_log_writer_session_gone(struct nsn_log_writer *writer, uint32_t slot, uint32_t generation)
 {
     struct nsn_targets_session *session = nsn_targets_session(&writer->targets, slot, generation);
     if (!session)
-        return 0;
+        return commit(writer);
     size_t count = let_session_go(writer, session);
     nsn_log_output_write(writer->file, NSN_LOG_SESSION_GONE, (struct nsn_target){slot, generation, 0}, NULL, 0, NULL, 0);
     int committed = commit(writer);
@@ -288,7 +292,9 @@ int nsn_log_writer_apply(struct nsn_log_writer *writer, uint32_t slot, uint32_t 
         *failed = result ? i : count;
     }
     int committed = commit(writer);
-    return result ? result : committed;
+    if (committed)
+        *failed = NSN_LOG_NOTHING_COMMITTED;
+    return committed ? committed : result;
 }
 
 /* --- looking in ---------------------------------------------------------------------------------------------------- */
@@ -365,14 +371,16 @@ static int open_existing(struct nsn_log_writer *writer, char *error, size_t erro
     struct nsn_log_output *file = writer->file;
     struct nsn_log_header header;
     struct stat status;
-    file->fd = nsn_log_open(writer->directory_fd, file->generation, O_RDWR, &header, error, error_size);
+    char name[NSN_LOG_NAME_SIZE];
+    nsn_log_name(name, file->generation);
+    file->fd = nsn_log_open(writer->directory_fd, name, file->generation, O_RDWR, &header, error, error_size);
     if (file->fd < 0)
         return file->fd;
     if (fstat(file->fd, &status))
-        return nsn_explain(error, error_size, -errno, "log.%llu: %s", (unsigned long long)file->generation, strerror(errno));
+        return nsn_explain(error, error_size, -errno, "%s: %s", name, strerror(errno));
     if (status.st_uid != geteuid())
-        return nsn_explain(error, error_size, -EACCES, "log.%llu belongs to uid %u, not to this nsnd's %u: remove it",
-                           (unsigned long long)file->generation, status.st_uid, geteuid());
+        return nsn_explain(error, error_size, -EACCES, "%s belongs to uid %u, not to this nsnd's %u: remove it", name,
+                           status.st_uid, geteuid());
     file->size = (uint64_t)status.st_size;
     file->base = header.base;
     return 0;

@@ -62,7 +62,8 @@ static int check(int32_t number, const struct nsn_segment_wanted *wanted, char *
     struct shmid_ds status;
     if (number < 0 || shmctl(number, IPC_STAT, &status) < 0) {
         int result = number < 0 ? -EINVAL : -errno;
-        return nsn_explain(error, error_size, result, "segment %d is not there: %s; are both in one IPC namespace?", number,
+        return nsn_explain(error, error_size, result, result == -EACCES ? "segment %d is closed to this user: %s"
+                                                      : "segment %d is not there: %s; are both in one IPC namespace?", number,
                            strerror(-result));
     }
     unsigned mode = status.shm_perm.mode & 0777u;
@@ -72,8 +73,9 @@ static int check(int32_t number, const struct nsn_segment_wanted *wanted, char *
         return 0;
     return nsn_explain(error, error_size, -EPROTO,
                        "segment %d has %zu bytes, user %u (made by %u), mode %o, and was made by process %d: expected were %zu "
-                       "bytes, user %u, mode %o, and the session's own process", number, status.shm_segsz, status.shm_perm.uid,
-                       status.shm_perm.cuid, mode, (int)status.shm_cpid, wanted->size, wanted->uid, wanted->mode);
+                       "bytes, user %u, mode %o%s", number, status.shm_segsz, status.shm_perm.uid, status.shm_perm.cuid, mode,
+                       (int)status.shm_cpid, wanted->size, wanted->uid, wanted->mode,
+                       wanted->pid ? ", and the session's own process" : "");
 }
 
 int nsn_segment_attach(void **memory, int32_t number, const struct nsn_segment_wanted *wanted, char *error, size_t error_size)

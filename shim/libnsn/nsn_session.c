@@ -218,7 +218,7 @@ void nsn_session_close(struct nsn_session *s)
     free_session(s);
 }
 
-/* The mappings of links, pool and pages are not in a child (MADV_DONTFORK): touching or unmapping them is not possible, so
+/* The mappings of links, pool and segments are not in a child (MADV_DONTFORK): touching or unmapping them is not possible, so
  * their bookkeeping is left behind; the descriptors are closed. */
 void nsn_session_abandon(struct nsn_session *s)
 {
@@ -233,6 +233,7 @@ void nsn_session_abandon(struct nsn_session *s)
     if (s->spare >= 0)
         close(s->spare);
     nsn_ringer_close(&s->ringer);
+    nsn_log_reader_close(&s->log);
     s->control = s->bell = s->spare = s->own_bell = s->relay = -1;
     nsn_pool_abandon(s->pool);
     s->pool = NULL;

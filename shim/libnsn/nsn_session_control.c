@@ -7,6 +7,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "nsn_segment.h"
 #include "nsn_session_internal.h"
 
 void nsn_detach(struct nsn_session *s, const char *why)
@@ -333,7 +334,7 @@ static void start_over(struct nsn_session *s)
 
 static void welcomed(struct nsn_session *s, const struct nsn_welcome *welcome)
 {
-    bool first = s->generation == 0;
+    bool first = s->generation == 0 && !s->lost;
     bool carried_on = !first && welcome->reattached && welcome->slot == s->slot && welcome->generation == s->generation &&
                       strncmp(welcome->directory, s->directory, sizeof s->directory) == 0;
     if (welcome->slot >= NSN_SLOTS_MAX || welcome->generation == 0 ||
@@ -367,8 +368,9 @@ static void welcomed(struct nsn_session *s, const struct nsn_welcome *welcome)
         nsn_interest_flush(s);
         return;
     }
-    if (!first)
+    if (s->generation)
         start_over(s);
+    s->lost = !first;
     memcpy(s->directory, welcome->directory, sizeof s->directory);
     s->slot = welcome->slot;
     s->generation = welcome->generation;
@@ -378,11 +380,13 @@ static void welcomed(struct nsn_session *s, const struct nsn_welcome *welcome)
         memcpy(words, s->error, sizeof words);
         leave_application(s);
         s->generation = 0;
-        s->state = NSN_REFUSED_STATE;
+        if (!nsn_segment_gone(result)) /* otherwise the node ended just now: there will be another */
+            s->state = NSN_REFUSED_STATE;
         nsn_detach(s, words);
         nsn_fail(s, result, "%s", words);
         return;
     }
+    s->lost = false;
     s->state = first ? NSN_READY : NSN_LOST;
     if (first)
         nsn_interest_flush(s);

@@ -228,6 +228,7 @@ struct nsn_session {
     struct nsn_other *other_at[NSN_SLOTS_MAX];
     uint64_t in_vain[NSN_SLOTS_MAX];  /* generation of the session whose announced link is waited for no more */
     uint64_t sleep_number;
+    bool lost;                        /* what an earlier node knew of it, and that is not said yet */
     struct nsn_log_reader log;
     struct nsn_routes *routes;
     struct nsn_counters counters;     /* private copy of the page's */

@@ -178,8 +178,9 @@ static int take_over(struct nsn_slots *slots, char *error, size_t error_size)
     return 0;
 }
 
-/* Whether all who knew what the file means are gone, and it with them: by now its number may mean something else. */
-static bool gone(int result) { return nsn_segment_gone(result) || result == -EPROTO; }
+/* Whether all who knew what the file means are gone, and it with them: by now its number may mean something else, and that may
+ * be somebody else's (-EACCES). */
+static bool gone(int result) { return nsn_segment_gone(result) || result == -EPROTO || result == -EACCES; }
 
 static int attach_or_make(struct nsn_slots *slots, int directory_fd, char *error, size_t error_size)
 {

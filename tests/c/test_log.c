@@ -379,11 +379,47 @@ TEST(file_that_was_cut_is_an_error_and_the_next_change_mends_it)
     check_agree(writer, &reader, routes);
     check_agree(writer, &behind, late);
     CHECK_EQUAL(generation(&reader), 2);
-    scratch_remove(); /* the file is there no more, and nor is the directory for another */
-    CHECK_EQUAL(take_out(writer, 1, 1), -ENOENT);
     nsn_routes_free(routes), nsn_routes_free(late);
     nsn_log_reader_close(&reader), nsn_log_reader_close(&behind);
     nsn_log_writer_close(writer);
+    scratch_remove();
+}
+
+TEST(file_that_was_removed_serves_those_who_have_it_open)
+{
+    start();
+    struct nsn_log_writer *writer = open_writer(0);
+    struct nsn_log_reader reader = open_reader();
+    struct nsn_routes *routes = nsn_routes_new(0);
+    CHECK_EQUAL(add(writer, 1, 1, "first", ""), 0);
+    scratch_remove(); /* and there is no directory for another */
+    CHECK_EQUAL(add(writer, 1, 2, "second", ""), 0);
+    check_agree(writer, &reader, routes);
+    CHECK_EQUAL(nsn_log_writer_session_gone(writer, 1, 1), 2);
+    check_agree(writer, &reader, routes);
+    nsn_log_reader_close(&reader);
+    nsn_log_writer_close(writer);
+    nsn_routes_free(routes);
+}
+
+TEST(file_that_was_cut_is_seen_also_where_the_next_change_is_written_at_its_end)
+{
+    start();
+    struct nsn_log_writer *writer = open_writer(8192);
+    struct nsn_log_reader reader = open_reader();
+    struct nsn_routes *routes = nsn_routes_new(0);
+    for (uint32_t i = 0; nsn_log_generation(*head) == 1; i++) {
+        check_agree(writer, &reader, routes);
+        if (nsn_log_committed(*head) > 4096)
+            cut(0);
+        CHECK_EQUAL(add(writer, 1, i, "pattern", ""), 0);
+    }
+    CHECK(nsn_log_writer_number(writer) < 4200 / 32); /* and not because it was full */
+    check_agree(writer, &reader, routes);
+    nsn_routes_free(routes);
+    nsn_log_reader_close(&reader);
+    nsn_log_writer_close(writer);
+    scratch_remove();
 }
 
 /* --- broken files and batches --------------------------------------------------------------------------------------- */
@@ -647,12 +683,24 @@ static void cut_on_a_full_file_system(void)
     cut(0);
     scratch_fill();
     CHECK_EQUAL(add(writer, 1, 2, "second", ""), -ENOSPC);
+    struct nsn_interest_change change = {.op = NSN_INTEREST_ADD, .pattern_length = 8, .sid = 5};
+    uint8_t batch[sizeof change + 8];
+    uint32_t failed = 0;
+    memcpy(batch, &change, sizeof change), memcpy(batch + sizeof change, "pattern.", 8);
+    batch[sizeof batch - 1] = 'x';
+    CHECK_EQUAL(nsn_log_writer_apply(writer, 3, 1, batch, sizeof batch, 1, &failed), -ENOSPC);
+    CHECK_EQUAL(failed, NSN_LOG_NOTHING_COMMITTED);
+    CHECK_EQUAL(nsn_log_writer_apply(writer, 3, 1, batch, sizeof batch, 1, &failed), -ENOSPC); /* sent again */
+    CHECK_EQUAL(failed, NSN_LOG_NOTHING_COMMITTED);
     CHECK_EQUAL(nsn_log_writer_session_gone(writer, 1, 1), -ENOSPC);
+    CHECK_EQUAL(nsn_log_writer_session_gone(writer, 1, 1), -ENOSPC); /* until it is told */
     CHECK(!nsn_log_reader_behind(&reader));
     scratch_empty();
-    CHECK_EQUAL(add(writer, 2, 1, "third", ""), 0); /* and tells of what could not be told before */
+    CHECK_EQUAL(nsn_log_writer_session_gone(writer, 1, 1), 0); /* tells of what could not be told before */
     check_agree(writer, &reader, routes);
-    CHECK_EQUAL(nsn_log_writer_session_count(writer, 1, 1), 0);
+    CHECK_EQUAL(nsn_log_writer_apply(writer, 3, 1, batch, sizeof batch, 1, &failed), 0);
+    CHECK_EQUAL(nsn_log_writer_count(writer), 1);
+    check_agree(writer, &reader, routes);
     nsn_routes_free(routes);
     nsn_log_reader_close(&reader);
     nsn_log_writer_close(writer);

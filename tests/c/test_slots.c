@@ -5,6 +5,7 @@
 #include "nsn_segment.h"
 #include "nsn_slots.h"
 #include "scratch.h"
+#include "users.h"
 
 static char error[256];
 
@@ -326,6 +327,26 @@ TEST(number_that_means_another_segment_by_now_is_not_taken_for_the_table)
     CHECK(strstr(error, "4096 bytes"));
     CHECK_EQUAL(try_open(), 0);
     CHECK(said_segment() != other);
+    shmctl(other, IPC_RMID, NULL);
+    scratch_remove();
+}
+
+TEST(number_that_means_another_users_segment_by_now_is_not_taken_for_the_table)
+{
+    char text[128];
+    if (!users_possible())
+        return;
+    scratch_make();
+    CHECK(chmod(scratch, 0777) == 0);
+    int other = shmget(IPC_PRIVATE, 4096, IPC_CREAT | 0600);
+    users_be(ALICE);
+    snprintf(text, sizeof text, "insane_nats slots %d segment %d token %032x\n", NSN_SLOTS_VERSION, other, 1);
+    say(text);
+    struct nsn_slots_map map;
+    CHECK_EQUAL(nsn_slots_map(&map, scratch, false, error, sizeof(error)), -EACCES);
+    CHECK(strstr(error, "closed to this user"));
+    CHECK_EQUAL(try_open(), 0);
+    users_be(0);
     shmctl(other, IPC_RMID, NULL);
     scratch_remove();
 }

@@ -370,6 +370,26 @@ def test_modes_let_others_read_and_nobody_else_write(node: SharedNode) -> None:
     assert stat.S_IMODE((node.directory / "node").stat().st_mode) == 0o600
 
 
+def test_shared_memory_is_closed_to_others_until_one_of_them_is_let_in(node: SharedNode) -> None:
+    program = node.act(OWNER, echo)
+    assert program.hear() == "ready"
+
+    def modes() -> set[str]:
+        return {line.split()[2][-3:] for line in segments() if line not in places()}
+
+    assert modes() == {"600"}
+    other = node.act(BOB, _idle_member)
+    assert other.hear() == "ready"
+    assert modes() == {"644"}
+    node.kill()
+    node.start()
+    until(lambda: all(session["attached"] for session in node.sessions()), "they are back")
+    assert modes() == {"644"}
+    node.allow()
+    node.reread()
+    until(lambda: modes() == {"600"}, "nobody else may")
+
+
 def test_rereading_the_configuration_lets_users_in_and_out(node: SharedNode) -> None:
     node.allow(ALICE)
     inside = node.act(BOB, _idle_member)
@@ -601,10 +621,11 @@ def test_nobody_sends_descriptors_with_a_ring(node: SharedNode, uid: int) -> Non
     assert program.hear() == "ready"
 
     def ring() -> None:
-        first, second = SharedTable(str(node.directory / str(node.port))).identity(0)
-        path = str(node.directory / str(node.port) / "bell.0")
+        bell = str(node.directory / str(node.port) / "bell.0")
+        if uid != OWNER:
+            bell = "\0insane_nats/{:016x}{:016x}".format(*SharedTable(str(node.directory / str(node.port))).identity(0))
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ringer:
-            ringer.connect(path if uid == OWNER else f"\0insane_nats/{first:016x}{second:016x}")
+            ringer.connect(bell)
             ringer.send(b"x")
             with pytest.raises(PermissionError):
                 ringer.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [0]))])

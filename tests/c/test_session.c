@@ -445,6 +445,52 @@ TEST(rolling_drains_in_a_queue_group_lose_nothing)
     node_stop(node);
 }
 
+/* What the node's directory says of its table; empty bytes read it, others write it. */
+static void where_is_the_table(struct node *node, char text[128], bool write_it)
+{
+    char path[128];
+    snprintf(path, sizeof path, "%s/slots", node->directory);
+    FILE *file = fopen(path, write_it ? "w" : "r");
+    CHECK(file);
+    if (write_it)
+        CHECK(fputs(text, file) >= 0);
+    else
+        CHECK(fgets(text, 128, file));
+    fclose(file);
+}
+
+static void goes_and_comes_back(struct node *node, struct nsn_session *session, enum nsn_session_state state)
+{
+    if (nsn_session_control_fd(session) >= 0)
+        shutdown(nsn_session_control_fd(session), SHUT_RDWR);
+    WAIT_FOR(session, nsn_session_state(session) == NSN_DETACHED);
+    CHECK_EQUAL(nsn_session_reattach(session, node->socket_path), 0);
+    WAIT_FOR(session, nsn_session_state(session) != NSN_CONNECTING);
+    CHECK_EQUAL(nsn_session_state(session), state);
+}
+
+TEST(a_node_that_ends_while_a_session_is_let_in_is_not_a_refusal_and_what_was_lost_is_said_later)
+{
+    struct node *node = node_start();
+    struct nsn_session *a = node_session(node), *b = node_session(node);
+    char right[128], gone[128];
+    where_is_the_table(node, right, false);
+    snprintf(gone, sizeof gone, "insane_nats slots %d segment %d token %032x\n", NSN_SLOTS_VERSION, INT32_MAX, 1);
+    node_subscribe(a, 1, "x", "");
+    where_is_the_table(node, gone, true);
+    goes_and_comes_back(node, a, NSN_DETACHED);
+    CHECK(strstr(nsn_session_error(a), "is not there"));
+    where_is_the_table(node, right, true);
+    goes_and_comes_back(node, a, NSN_LOST);
+    CHECK_EQUAL(nsn_session_accept_loss(a), 0);
+    node_subscribe(a, 1, "x", "");
+    CHECK_EQUAL(node_publish(b, "x", "1", 1), 1);
+    goes_and_comes_back(node, b, NSN_LOST); /* and that of another time is forgotten */
+    nsn_session_close(a);
+    nsn_session_close(b);
+    node_stop(node);
+}
+
 TEST(a_session_that_starts_over_leaves_borrowed_memory_alone)
 {
     struct node *node = node_start();

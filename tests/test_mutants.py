@@ -90,6 +90,13 @@ MUTANTS = (
         ("nsn_session_publish.c", "            nsn_out_announce(s, s->groups[g].peer, true);", "            ;"),)),
     Mutant("no wait for a message under way", "causality", (
         ("nsn_session_look.c", "    if (inside < s->latest)\n        s->latest = inside;\n", ""),)),
+    Mutant("no second look at the other words without the clock", "causality", (
+        ("nsn_session_look.c", "    if (next_changed(s, 0, peer->slot) < peer->slot ||", "    if (false &&"),)),
+    Mutant("a link is taken as read to its end when it was to a tail read before its word", "wake", (
+        ("nsn_link_in.c", "    int result = load_tail(link);\n    *end",
+         "    int result = link->head == link->tail ? load_tail(link) : 0;\n    *end"),)),
+    Mutant("a message under way is taken as seen without the clock", "causality", (
+        ("nsn_session_look.c", "    if (word & 1 || (lives", "    if ((lives"),)),
     Mutant("no fence between asking for memory back and looking who publishes", "trim", TRIM_FENCES),
     Mutant("memory is taken back under a publish", "trim", (
         ("nsn_session.c", "nsn_link_in_trim_end(peer->link, outside);", "nsn_link_in_trim_end(peer->link, true);"),)),

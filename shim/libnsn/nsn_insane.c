@@ -267,8 +267,10 @@ static void into_queue(struct nsn_insane *insane, const struct nsn_message *mess
         nsn_insane_warn(insane, 0, "messages of channel %u are dropped: the program does not consume from that sink",
                         sink->channel);
         sink->dropped++;
-    } else if (sink && !(loan = nsn_loan_take(insane, UINT64_MAX))) {
-        sink->dropped++;
+    } else if (sink) {
+        loan = insane->spare ? insane->spare : nsn_loan_take(insane, UINT64_MAX);
+        insane->spare = NULL;
+        sink->dropped += !loan;
     }
     if (!loan) {
         if (large)
@@ -282,7 +284,7 @@ static void into_queue(struct nsn_insane *insane, const struct nsn_message *mess
     } else {
         loan->kind = NSN_LOAN_CHUNK;
         loan->chunk = chunk;
-        __atomic_add_fetch(&chunk->references, 1, __ATOMIC_RELAXED);
+        chunk->lent++;
         loan->data = chunk->bytes + chunk->used + message->offset + message->subject_length + message->reply_length +
                      message->header_length;
     }
@@ -324,6 +326,8 @@ int nsn_insane_take(struct nsn_insane *insane, bool leading)
             nsn_insane_wake_all(insane);
     } else if (((insane->dozing && !leading) || insane->watching) && !nsn_arm(insane->session)) {
         nsn_insane_wake_all(insane); /* receiving had awoken the session for those who sleep, and something came meanwhile */
+    } else if (!insane->spare) {
+        insane->spare = nsn_loan_take(insane, UINT64_MAX);
     }
     return count > 0 ? count : 0;
 }

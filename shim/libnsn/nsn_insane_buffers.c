@@ -131,37 +131,10 @@ void nsn_loans_forget(struct nsn_insane *insane)
 
 /* --- chunks ------------------------------------------------------------------------------------------------------- */
 
-/* The chunk that the next receive writes into, with room for it. NULL: no memory. The session's lock is held. */
-struct nsn_chunk *nsn_chunk_fill(struct nsn_insane *insane)
-{
-    struct nsn_chunk *chunk = insane->filling;
-    if (chunk && __atomic_load_n(&chunk->references, __ATOMIC_ACQUIRE) == 1) /* pairs with nsn_chunk_drop() */
-        chunk->used = 0;
-    if (chunk && NSN_CHUNK_BYTES - chunk->used >= NSN_RECEIVE_BYTES)
-        return chunk;
-    if (chunk) {
-        insane->filling = NULL;
-        nsn_chunk_drop(insane, chunk);
-    }
-    nsn_latch_take(&insane->chunk_latch);
-    chunk = insane->free_chunks;
-    if (chunk) {
-        insane->free_chunks = chunk->next;
-        insane->free_chunk_count--;
-    }
-    nsn_latch_give(&insane->chunk_latch);
-    if (!chunk && !(chunk = malloc(sizeof *chunk)))
-        return NULL;
-    chunk->next = NULL;
-    chunk->used = 0;
-    chunk->references = 1;
-    return insane->filling = chunk;
-}
-
-void nsn_chunk_drop(struct nsn_insane *insane, struct nsn_chunk *chunk)
+static void put_down(struct nsn_insane *insane, struct nsn_chunk *chunk, uint32_t references)
 {
     /* pairs with nsn_chunk_fill() and with itself in other threads: who writes here next comes behind all who read */
-    if (__atomic_sub_fetch(&chunk->references, 1, __ATOMIC_ACQ_REL))
+    if (__atomic_sub_fetch(&chunk->references, references, __ATOMIC_ACQ_REL))
         return;
     nsn_latch_take(&insane->chunk_latch);
     bool keep = insane->free_chunk_count < CHUNKS_KEPT;
@@ -173,4 +146,39 @@ void nsn_chunk_drop(struct nsn_insane *insane, struct nsn_chunk *chunk)
     nsn_latch_give(&insane->chunk_latch);
     if (!keep)
         free(chunk);
+}
+
+void nsn_chunk_drop(struct nsn_insane *insane, struct nsn_chunk *chunk) { put_down(insane, chunk, 1); }
+
+static void begin(struct nsn_chunk *chunk)
+{
+    chunk->used = chunk->lent = 0;
+    __atomic_store_n(&chunk->references, NSN_CHUNK_OPEN, __ATOMIC_RELAXED); /* nobody else knows of it */
+}
+
+/* The chunk that the next receive writes into, with room for it. NULL: no memory. The session's lock is held. */
+struct nsn_chunk *nsn_chunk_fill(struct nsn_insane *insane)
+{
+    struct nsn_chunk *chunk = insane->filling;
+    /* all are back; pairs with put_down() */
+    if (chunk && chunk->used && __atomic_load_n(&chunk->references, __ATOMIC_ACQUIRE) == NSN_CHUNK_OPEN - chunk->lent)
+        begin(chunk);
+    if (chunk && NSN_CHUNK_BYTES - chunk->used >= NSN_RECEIVE_BYTES)
+        return chunk;
+    if (chunk) {
+        insane->filling = NULL;
+        put_down(insane, chunk, NSN_CHUNK_OPEN - chunk->lent);
+    }
+    nsn_latch_take(&insane->chunk_latch);
+    chunk = insane->free_chunks;
+    if (chunk) {
+        insane->free_chunks = chunk->next;
+        insane->free_chunk_count--;
+    }
+    nsn_latch_give(&insane->chunk_latch);
+    if (!chunk && !(chunk = malloc(sizeof *chunk)))
+        return NULL;
+    chunk->next = NULL;
+    begin(chunk);
+    return insane->filling = chunk;
 }

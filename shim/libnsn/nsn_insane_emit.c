@@ -228,9 +228,12 @@ static int overcome(struct nsn_insane *insane, int error, uint64_t *deadline, ui
     return wait_for_room(insane, *deadline, *since);
 }
 
-static void note_outcome(struct nsn_source *source, uint32_t token, int outcome)
+/* Returns the token. */
+static int note_outcome(struct nsn_source *source, int outcome)
 {
+    uint32_t token = __atomic_add_fetch(&source->next_token, 1, __ATOMIC_RELAXED) & INT32_MAX;
     __atomic_store_n(&source->outcomes[token % NSN_OUTCOMES], (uint64_t)token << 32 | (uint32_t)outcome, __ATOMIC_RELAXED);
+    return (int)token;
 }
 
 /* Returns the token. */
@@ -243,8 +246,8 @@ static int emit(struct nsn_insane *insane, uint32_t handle, struct nsn_emission 
     emission->subject = source->subject;
     emission->subject_length = source->subject_length;
     emission->unreliable = source->unreliable;
-    uint32_t token = __atomic_add_fetch(&source->next_token, 1, __ATOMIC_RELAXED) & INT32_MAX;
-    if (token % ATTEND_EMISSIONS == 0 || nsn_session_state(insane->session) != NSN_READY) {
+    uint32_t emitted = __atomic_load_n(&source->next_token, __ATOMIC_RELAXED);
+    if (emitted % ATTEND_EMISSIONS == 0 || nsn_session_state(insane->session) != NSN_READY) {
         nsn_insane_lock(insane);
         nsn_insane_attend(insane, false);
         nsn_insane_unlock(insane);
@@ -258,8 +261,7 @@ static int emit(struct nsn_insane *insane, uint32_t handle, struct nsn_emission 
         if ((result = overcome(insane, result, &deadline, &since)) < 0)
             return result;
     }
-    note_outcome(source, token, emission->dropped ? -ENOBUFS : result);
-    return (int)token;
+    return note_outcome(source, emission->dropped ? -ENOBUFS : result); /* behind it: a locked instruction takes its time */
 }
 
 int nsn_insane_emit(struct nsn_insane *insane, uint32_t source, struct nsn_buffer *buffer, uint64_t deadline)

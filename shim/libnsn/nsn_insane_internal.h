@@ -19,7 +19,7 @@
 /* --- words of errors (nsn_insane_words.c) ------------------------------------------------------------------------- */
 
 /* Keeps the words for this thread, sets errno, returns error (a negative errno). */
-int nsn_insane_fail(int error, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int nsn_insane_fail(int error, const char *format, ...) __attribute__((format(printf, 2, 3), cold));
 
 enum nsn_log_level { NSN_LOG_NONE = 0, NSN_LOG_ERROR = 1, NSN_LOG_WARN = 2 };
 
@@ -56,10 +56,13 @@ static inline void nsn_latch_give(struct nsn_latch *latch) { __atomic_store_n(&l
 #define NSN_CHUNK_BYTES (128u << 10)
 #define NSN_RECEIVE_BYTES (64u << 10) /* what nsn_receive needs */
 
+#define NSN_CHUNK_OPEN (1u << 31)
+
 struct nsn_chunk {
     struct nsn_chunk *next;
     uint32_t used;
-    uint32_t references;          /* messages, and one while it is being filled */
+    uint32_t lent;                /* messages put into it */
+    uint32_t references;          /* of them that are out; NSN_CHUNK_OPEN less what came back while it is being filled */
     uint8_t bytes[NSN_CHUNK_BYTES];
 };
 
@@ -177,6 +180,7 @@ struct nsn_insane {
     uint32_t contenders, turns;   /* threads that want it; how often one of them got it: for a leader that spins with it */
     struct nsn_things streams, sources, sinks;
     struct nsn_chunk *filling;    /* what nsn_receive writes into */
+    struct nsn_loan *spare;       /* taken while there was nothing to do, for the message that comes next */
     struct nsn_message messages[NSN_BATCH];
     struct nsn_spin spin;
 

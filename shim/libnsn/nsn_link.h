@@ -173,6 +173,7 @@ int nsn_link_in_publish(struct nsn_link_in *link);
 void nsn_link_in_release(struct nsn_link_in *link, uint32_t ref, uint32_t use);
 
 bool nsn_link_in_empty(struct nsn_link_in *link);               /* reads the tail (acquire) */
+int nsn_link_in_end(struct nsn_link_in *link, uint64_t *end);   /* the same: up to where there is something. 0, or -EPROTO */
 uint64_t nsn_link_in_tail(struct nsn_link_in *link);            /* the producer's position as read now (checked); for barriers */
 uint64_t nsn_link_in_head(const struct nsn_link_in *link);      /* own position */
 uint64_t nsn_link_in_behind(struct nsn_link_in *link);          /* bytes of link memory between the two */

@@ -17,7 +17,7 @@
 #define LOW_CHUNKS ((1ull << NSN_LINK_KEEP) - 1)
 #define TRIM_WORTH 16384u /* bytes of the current chunk for which alone a trim does not pay */
 #define SUBJECT_MAX 4096u
-#define PREFETCHED 3u     /* cache lines: a small record */
+#define PREFETCHED 2u     /* cache lines: a small record */
 
 struct nsn_link_in {
     struct nsn_link_file *file;
@@ -199,6 +199,13 @@ bool nsn_link_in_empty(struct nsn_link_in *link)
     if (link->head == link->tail && load_tail(link) < 0)
         return false; /* so that the caller peeks and learns that it is broken */
     return link->head == link->tail && !link->broken;
+}
+
+int nsn_link_in_end(struct nsn_link_in *link, uint64_t *end)
+{
+    int result = load_tail(link);
+    *end = link->tail;
+    return result;
 }
 
 uint64_t nsn_link_in_tail(struct nsn_link_in *link)

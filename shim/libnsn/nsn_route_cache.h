@@ -62,7 +62,7 @@ static inline struct nsn_cached *nsn_cache_find(const struct nsn_cache *cache, c
         if (cache->index[at].tag != tag)
             continue;
         struct nsn_cached *cached = &cache->entries[cache->index[at].entry - 1];
-        if (cached->length == length && memcmp(cached->subject, subject, length) == 0)
+        if (cached->length == length && nsn_same_bytes(cached->subject, subject, length))
             return cached;
     }
     return NULL;

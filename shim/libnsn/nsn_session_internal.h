@@ -260,6 +260,7 @@ struct nsn_session {
     uint32_t active_count, active_room;
     bool held;
     uint64_t latest;                  /* stamp of the earliest publish that is under way to this session among others */
+    uint64_t clock;                   /* as it was last read for a look */
     struct nsn_subscriptions subscriptions;
     struct nsn_large *larges;
     uint32_t large_room, large_free;  /* large_free: UINT32_MAX when none */
@@ -290,8 +291,8 @@ struct nsn_parts {
 };
 
 /* Words of the last error; returns the errno given. */
-int nsn_fail(struct nsn_session *s, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
-void nsn_post_event(struct nsn_session *s, const struct nsn_event *event);
+int nsn_fail(struct nsn_session *s, int error, const char *format, ...) __attribute__((format(printf, 3, 4), cold));
+void nsn_post_event(struct nsn_session *s, const struct nsn_event *event) __attribute__((cold));
 static inline bool nsn_alive(const struct nsn_session *s, uint32_t slot, uint32_t generation)
 {
     return nsn_load_acquire(&s->map.slots->slot[slot].alive) == generation;

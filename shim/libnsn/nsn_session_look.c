@@ -6,6 +6,7 @@
 #include "nsn_session_in.h"
 
 #define LOOKS_MOST 64 /* at a board word that changes each time */
+#define FEW_WORDS 32u /* looking at more of them twice takes longer than reading the clock */
 
 static uint32_t slots_in_use(const struct nsn_session *s)
 {
@@ -138,6 +139,62 @@ void nsn_look(struct nsn_session *s, uint64_t now)
     else if (!s->announced_since)
         s->announced_since = now;
 }
+
+/* --- without the clock -------------------------------------------------------------------------------------------- */
+
+static bool others_are_quiet(const struct nsn_session *s)
+{
+    for (uint32_t i = 0; i < s->other_count; i++)
+        if (nsn_load_relaxed32(&s->others[i]->place->board[s->slot]) != s->others[i]->seen)
+            return false;
+    return nsn_load_acquire(&s->map.slots->others) == s->others_number; /* pairs with others_changed in nsn_slots.c */
+}
+
+/* The first slot from `slot` on whose word has changed; `end` when there is none. */
+static inline uint32_t next_changed(const struct nsn_session *s, uint32_t slot, uint32_t end)
+{
+    while (slot < end && nsn_load_relaxed32(&s->board[slot]) == s->board_seen[slot])
+        slot++;
+    return slot;
+}
+
+/* The publisher's word has changed: activates its link, unless there is more to it than a message in that link. */
+static bool activate_plainly(struct nsn_session *s, struct nsn_peer_in *peer)
+{
+    uint32_t word = nsn_load_acquire32(&s->board[peer->slot]); /* pairs with nsn_out_announce(): behind the link's tail */
+    nsn_link_in_prefetch(peer->link);
+    uint64_t lives = nsn_load_acquire(&s->map.slots->slot[peer->slot].alive);
+    if (word & 1 || (lives && lives != peer->generation))
+        return false;
+    nsn_in_activate(s, peer);
+    s->board_seen[peer->slot] = word;
+    return s->active_count == 1;
+}
+
+/* Mostly there is nothing, or one link has something and all other words are as they were. Those are looked at again behind the
+ * link's tail: what the records before it follow from, in whatever link to here, was announced before them, and would be seen.
+ * So they may go out without a limit from the clock. */
+enum nsn_sight nsn_look_for_one(struct nsn_session *s, struct nsn_peer_in **one, uint64_t *end)
+{
+    uint32_t slots = slots_in_use(s);
+    if (slots + s->other_count > FEW_WORDS || s->active_count > 1 || s->announced_since || s->others_ended)
+        return NSN_SIGHT_UNCLEAR;
+    uint32_t slot = next_changed(s, 0, slots);
+    if (slot == slots && !s->active_count)
+        return others_are_quiet(s) ? NSN_SIGHT_NOTHING : NSN_SIGHT_UNCLEAR;
+    struct nsn_peer_in *peer = slot < slots ? s->in[slot] : s->active[0];
+    if (!peer || peer->gone || peer->blocked || peer->other || (slot < slots && !activate_plainly(s, peer)))
+        return NSN_SIGHT_UNCLEAR;
+    if (nsn_link_in_stalled(peer->link) || nsn_link_in_end(peer->link, end) < 0)
+        return NSN_SIGHT_UNCLEAR;
+    slots = slots_in_use(s); /* as what follows: behind the acquire load of the tail */
+    if (next_changed(s, 0, peer->slot) < peer->slot || next_changed(s, peer->slot + 1, slots) < slots || !others_are_quiet(s))
+        return NSN_SIGHT_UNCLEAR;
+    *one = peer;
+    return NSN_SIGHT_ONE;
+}
+
+/* --- what is announced, and not there ----------------------------------------------------------------------------- */
 
 /* Announced links are not waited for any more. */
 static void give_announced_up(struct nsn_session *s, uint64_t now)

@@ -93,7 +93,8 @@ static bool out_find_place(struct nsn_session *s, struct nsn_peer_out *peer)
 }
 
 /* 1 and *made, or 0 when the session has gone meanwhile. */
-static int out_make(struct nsn_session *s, uint32_t slot, uint32_t generation, struct nsn_peer_out **made)
+static __attribute__((cold, noinline)) int out_make(struct nsn_session *s, uint32_t slot, uint32_t generation,
+                                                    struct nsn_peer_out **made)
 {
     struct nsn_peer_out *peer = calloc(1, sizeof *peer);
     if (!peer)

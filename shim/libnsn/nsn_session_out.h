@@ -6,6 +6,7 @@
 #include "nsn_session_internal.h"
 
 #define NSN_ALIGN8(n) (((n) + 7u) & ~7u)
+#define NSN_ALIGN_LINE(n) (((n) + NSN_CACHE_LINE - 1u) & ~(NSN_CACHE_LINE - 1u))
 #define NSN_ON_THE_WAY static inline __attribute__((always_inline)) /* of every message, from several places */
 #define NSN_PART_BYTES (NSN_PART_MAX - (uint32_t)sizeof(struct nsn_record)) /* of the payload, in each */
 
@@ -30,12 +31,13 @@ NSN_ON_THE_WAY uint32_t nsn_parts_front_bytes(const struct nsn_parts *parts, uin
     return (uint32_t)(sizeof(struct nsn_record) + NSN_ALIGN8(4 * sids) + parts->subject_length + parts->reply_length);
 }
 
-/* Most bytes that a record to one session can take in its link. */
+/* Most bytes that a record to one session can take in its link. Whole cache lines: while the consumer reads one record, the
+ * producer writes the next into lines of its own. */
 NSN_ON_THE_WAY uint32_t nsn_parts_record_bound(const struct nsn_parts *parts, const struct nsn_peer_out *peer, uint32_t sids)
 {
     bool pool = nsn_parts_are_large(parts) && !peer->copies;
     uint32_t behind = pool ? (uint32_t)sizeof(struct nsn_pool_ref) : (uint32_t)nsn_parts_bytes(parts);
-    return NSN_ALIGN8(nsn_parts_front_bytes(parts, sids) + behind);
+    return NSN_ALIGN_LINE(nsn_parts_front_bytes(parts, sids) + behind);
 }
 
 NSN_ON_THE_WAY int nsn_need_room(const struct nsn_peer_out *peer, const struct nsn_need *need)

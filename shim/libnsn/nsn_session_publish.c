@@ -28,7 +28,8 @@ void nsn_publish_leave(struct nsn_session *s)
 NSN_ON_THE_WAY uint8_t *write_front(struct nsn_peer_out *peer, const struct nsn_parts *parts, const struct nsn_target *targets,
                                     uint32_t count, uint32_t length, uint8_t flags)
 {
-    struct nsn_record record = {
+    uint8_t *at = nsn_link_out_reserve(peer->link, length);
+    nsn_make_in_shared(struct nsn_record, at,
         .length = length,
         .kind = NSN_RECORD_MESSAGE,
         .flags = (uint8_t)(parts->flags | flags),
@@ -38,13 +39,15 @@ NSN_ON_THE_WAY uint8_t *write_front(struct nsn_peer_out *peer, const struct nsn_
         .header_length = parts->header_length,
         .payload_length = parts->payload_length,
         .stamp = parts->stamp,
-    };
+    );
+    at += sizeof(struct nsn_record);
+    if (count == 1) { /* mostly: and no call */
+        nsn_copy_to_shared(at, &targets->sid, sizeof targets->sid);
+        return at + NSN_ALIGN8(sizeof targets->sid);
+    }
     uint32_t sids[NSN_RECORD_SIDS];
     for (uint32_t i = 0; i < count; i++)
         sids[i] = targets[i].sid;
-    uint8_t *at = nsn_link_out_reserve(peer->link, length);
-    nsn_copy_to_shared(at, &record, sizeof record);
-    at += sizeof record;
     nsn_copy_to_shared(at, sids, 4 * count);
     return at + NSN_ALIGN8(4 * count);
 }

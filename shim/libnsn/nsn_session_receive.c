@@ -5,6 +5,7 @@
  * of each, before it writes to the first, that a message is under way; nothing later than that publish is dispatched until
  * it has come. What is left goes out by stamp, up to the clock as it was read. So a message never comes before one that caused
  * it: whatever an earlier stamp caused was announced before. A publisher that stands still is waited for only so long.
+ * While all but one link are quiet, what is in that one goes out without the clock (nsn_look_for_one).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -91,18 +92,11 @@ static inline __attribute__((always_inline)) uint32_t to_blob(struct batch *batc
 {
     const struct nsn_record *record = &view->record;
     uint32_t offset = (uint32_t)batch->used;
-    uint8_t *at = batch->blob + batch->used;
-    memcpy(at, view->subject, record->subject_length);
-    at += record->subject_length;
-    memcpy(at, view->reply, record->reply_length);
-    at += record->reply_length;
-    if (!large) {
-        memcpy(at, view->headers, record->header_length);
-        at += record->header_length;
-        memcpy(at, view->payload, record->payload_length);
-        at += record->payload_length;
-    }
-    batch->used = (size_t)(at - batch->blob);
+    size_t length = record->subject_length + record->reply_length;
+    if (!large)
+        length += record->header_length + record->payload_length;
+    memcpy(batch->blob + offset, view->subject, length); /* they lie one behind another */
+    batch->used += length;
     return offset;
 }
 
@@ -361,30 +355,62 @@ static void settle(struct nsn_session *s, struct nsn_peer_in **touched, uint32_t
         nsn_in_show_progress(s, touched[i]);
 }
 
-static void merge(struct nsn_session *s, struct batch *batch, uint64_t latest)
+static bool takes_more(const struct nsn_session *s, const struct batch *batch)
+{
+    return batch->count < batch->most && batch->bytes < NSN_BATCH_BYTES && s->passing_bytes < NSN_PASSING_BYTES;
+}
+
+/* A link's next record goes to its subscriptions. 1; 0: not now; -EPROTO. limit_stamp: as nsn_link_in_peek. */
+static int take_next(struct nsn_session *s, struct nsn_peer_in *peer, struct batch *batch, uint64_t limit_stamp)
 {
     struct nsn_record_view view;
+    uint64_t passed_on = s->counters.passed_on;
+    int result = nsn_link_in_peek(peer->link, &view, limit_stamp);
+    if (result == 1)
+        result = take_record(s, peer, &view, batch);
+    if (result != 1)
+        return result;
+    peer->blocked_since = 0;
+    nsn_link_in_consume(peer->link);
+    if (s->counters.passed_on != passed_on) /* at once: who dies in between has passed one on twice, not many */
+        nsn_in_show_progress(s, peer);
+    return 1;
+}
+
+/* The only link with something in it. False: its next record is one for the long way, which asks the clock. */
+static bool take_one(struct nsn_session *s, struct nsn_peer_in *peer, uint64_t end, struct batch *batch)
+{
+    uint64_t begin = nsn_link_in_head(peer->link);
+    int result = 1;
+    count_late_drops(s, peer);
+    while (result == 1 && nsn_link_in_head(peer->link) != end && takes_more(s, batch))
+        result = take_next(s, peer, batch, s->clock + NSN_HOLD_NS); /* one stamped later may be of another clock */
+    nsn_in_show_progress(s, peer);
+    bool all = nsn_link_in_head(peer->link) == end, some = nsn_link_in_head(peer->link) != begin;
+    if (result < 0)
+        nsn_in_broken(s, peer, "its records are impossible");
+    else if (all)
+        nsn_in_deactivate(s, peer); /* what comes behind is announced by a word that has not been seen */
+    return result < 0 || all || some;
+}
+
+static void merge(struct nsn_session *s, struct batch *batch, uint64_t latest)
+{
     struct nsn_peer_in *touched[64];
     uint32_t touched_count = 0, heap = s->active_count;
-    while (heap && batch->count < batch->most && batch->bytes < NSN_BATCH_BYTES && s->passing_bytes < NSN_PASSING_BYTES) {
+    while (heap && takes_more(s, batch)) {
         struct nsn_peer_in *peer = s->active[0];
         if (s->active_stamp[0] > latest) {
             s->held = true;
             break;
         }
-        int result = peer->blocked ? 0 : nsn_link_in_peek(peer->link, &view, UINT64_MAX);
-        bool blocked = peer->blocked;
-        uint64_t passed_on = s->counters.passed_on;
-        if (result == 1) {
-            result = take_record(s, peer, &view, batch);
-            blocked = peer->blocked;
-        }
+        int result = peer->blocked ? 0 : take_next(s, peer, batch, UINT64_MAX);
         if (result < 0) {
             settle(s, touched, touched_count);
             nsn_in_broken(s, peer, "its records are impossible");
             return;
         }
-        if (result == 0 && blocked) {
+        if (result == 0 && peer->blocked) {
             uint64_t now = nsn_now_ns();
             if (!peer->blocked_since)
                 peer->blocked_since = now;
@@ -402,10 +428,6 @@ static void merge(struct nsn_session *s, struct batch *batch, uint64_t latest)
         }
         if (result == 0)
             break; /* the batch is full */
-        peer->blocked_since = 0;
-        nsn_link_in_consume(peer->link);
-        if (s->counters.passed_on != passed_on) /* at once: who dies in between has passed one on twice, not many */
-            nsn_in_show_progress(s, peer);
         bool known = false;
         for (uint32_t i = 0; i < touched_count && !known; i++)
             known = touched[i] == peer;
@@ -426,23 +448,34 @@ static void merge(struct nsn_session *s, struct batch *batch, uint64_t latest)
     settle(s, touched, touched_count);
 }
 
+static void take_in_order(struct nsn_session *s, struct batch *batch)
+{
+    uint64_t now = s->clock = nsn_now_ns();
+    nsn_look(s, now);
+    if (s->announced_since && nsn_in_announced(s, now)) {
+        s->held = true;
+        return;
+    }
+    if (!s->active_count)
+        return;
+    uint64_t latest = s->latest; /* also with one link: what caused its records may be in one that is not here yet */
+    gather(s, now);
+    if (s->active_count)
+        merge(s, batch, latest);
+}
+
 static int receive_once(struct nsn_session *s, struct batch *batch)
 {
     s->held = false;
     if (nsn_pass_on_waiting(s) && s->passing_bytes >= NSN_PASSING_BYTES)
         return 0;
-    uint64_t now = nsn_now_ns();
-    nsn_look(s, now);
-    if (s->announced_since && nsn_in_announced(s, now)) {
-        s->held = true;
+    struct nsn_peer_in *one;
+    uint64_t end;
+    enum nsn_sight sight = nsn_look_for_one(s, &one, &end);
+    if (sight == NSN_SIGHT_NOTHING)
         return 0;
-    }
-    if (!s->active_count)
-        return 0;
-    uint64_t latest = s->latest; /* also with one link: what caused its records may be in one that is not here yet */
-    gather(s, now);
-    if (s->active_count)
-        merge(s, batch, latest);
+    if (sight == NSN_SIGHT_UNCLEAR || !take_one(s, one, end, batch))
+        take_in_order(s, batch);
     if (batch->count) {
         nsn_store_relaxed(&s->page->counters.messages_in, s->counters.messages_in);
         nsn_store_relaxed(&s->page->counters.bytes_in, s->counters.bytes_in);

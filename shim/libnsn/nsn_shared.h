@@ -60,6 +60,14 @@ static inline void nsn_copy_to_shared(void *destination, const void *source, siz
     nsn_debug_store();
 }
 
+/* The same, of a struct that is made where it goes: made elsewhere, field by field, it would have to leave the store buffer
+ * before it can be copied. */
+#define nsn_make_in_shared(type, destination, ...) \
+    do { \
+        *(type *)(void *)(destination) = (type){__VA_ARGS__}; \
+        nsn_debug_store(); \
+    } while (0)
+
 /* One clock for stamps and deadlines: CLOCK_MONOTONIC, which agrees between processors and between processes. */
 static inline uint64_t nsn_now_ns(void)
 {

@@ -304,7 +304,7 @@ int nsn_slots_claim(struct nsn_slots *slots, const uint64_t identity[2], uint32_
 int nsn_slots_claim_other(struct nsn_slots *slots, const uint64_t identity[2], uint32_t pid, uint64_t start_time, uint32_t uid,
                           int32_t segment, uint32_t *generation, char *error, size_t error_size)
 {
-    const struct nsn_place *place;
+    const struct nsn_place *place = NULL;
     struct nsn_slot slot = {.identity = {identity[0], identity[1]}, .start_time = start_time, .pid = pid, .uid = uid,
                             .segment = segment, .traits = NSN_SLOT_OTHER};
     int result = nsn_place_attach(&place, segment, uid, pid, error, error_size);

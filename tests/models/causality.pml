@@ -1,8 +1,8 @@
-/* Causal order (write_plan() in nsn_session_publish.c, nsn_look() and nsn_look_for_one() in nsn_session_look.c, gather(), merge()
- * and take_one() in nsn_session_receive.c, nsn_in_link): a publisher sends each message to a relay and to an observer; the relay answers each
- * one with a message to the observer. Which of the two the publisher writes to first follows from their slots: both ways are
- * searched. Its link to the observer is new, and comes through nsnd at some time. Each time it looks, the observer reads the clock
- * and goes by stamps, or does without because only one link has something.
+/* Causal order (write_plan() in nsn_session_publish.c, nsn_look() and nsn_look_for_one() in nsn_session_look.c, gather(),
+ * merge() and take_one() in nsn_session_receive.c, nsn_in_link): a publisher sends each message to a relay and to an observer;
+ * the relay answers each one with a message to the observer. Which of the two the publisher writes to first follows from their
+ * slots: both ways are searched. Its link to the observer is new, and comes through nsnd at some time. Each time it looks, the
+ * observer reads the clock and goes by stamps, or does without because only one link has something.
  *
  * Holds: the observer dispatches no answer before the message that it answers.
  * Take out: NO_ANNOUNCEMENT (that a message is under way, before the first link is written to), NO_PUBLISHING (the publisher's
@@ -10,8 +10,8 @@
  * dispatched too), NO_STAMPS (links are served one after the other), NO_LINK_WAIT (a link that the board announces is not
  * waited for), ONE_LINK_IS_FREE (with one link at the observer the clock does not count), LINK_TAKES_WORD (a link that comes
  * takes the board's word as seen, also when that says that a message is under way), NO_SECOND_WORD (the word that stands on the
- * board when a publish was found to be over is taken as final); and without the clock NO_SECOND_LOOK (the other word is not looked at behind the tail), UNDER_WAY_IS_SEEN (a
- * word that says that a message is under way is taken as seen). */
+ * board when a publish was found to be over is taken as final); and without the clock NO_SECOND_LOOK (the other word is not
+ * looked at behind the tail), UNDER_WAY_IS_SEEN (a word that says that a message is under way is taken as seen). */
 #define MESSAGES 2
 
 #define PUBLISHING 0 /* the publisher's */
@@ -169,7 +169,8 @@ inline without_the_clock(from, other)
             is_quiet(other);
 #endif
             do
-            :: quiet && head[from] < latest -> atomic { head[from]++; assert(from == PUBLISHER || head[PUBLISHER] >= head[RELAY]) }
+            :: quiet && head[from] < latest ->
+                atomic { head[from]++; assert(from == PUBLISHER || head[PUBLISHER] >= head[RELAY]) }
             :: else -> break
             od;
             atomic { listed[from] = !quiet; quiet = false }

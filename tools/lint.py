@@ -12,9 +12,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("insane_nats", "nsnd", "benchmarks", "examples", "compat_tests", "tests", "tools")
 C_FOLDERS = ("shim/libnsn", "shim/fast", "nsnd/relay", "tests/c", "tests/fuzz", "tests/mutants", "tests/insane_style",
-             "benchmarks/c", "examples/insane")
+             "benchmarks/c", "examples/insane", "tests/models", "shim/libnsn/nsn")
 C_FLAGS = ("-std=gnu11", "-D_GNU_SOURCE=", "-O2", "-Wall", "-Wextra", "-Werror", "-I", "shim/libnsn", "-I", "tests/c",
            "-isystem", sysconfig.get_path("include"), "-DPy_LIMITED_API=0x030B0000")
+
+
+LINE_MAX = 128
 
 
 def run(title: str, command: list[str]) -> bool:
@@ -25,7 +28,21 @@ def run(title: str, command: list[str]) -> bool:
 
 def c_sources() -> list[str]:
     """All C files of the repository, relative to its root."""
-    return sorted(str(path.relative_to(ROOT)) for folder in C_FOLDERS for path in (ROOT / folder).glob("*.c"))
+    return files("*.c")
+
+
+def files(pattern: str) -> list[str]:
+    """Those of the folders with C, relative to the repository's root."""
+    return sorted(str(path.relative_to(ROOT)) for folder in C_FOLDERS for path in (ROOT / folder).glob(pattern))
+
+
+def are_short(sources: list[str]) -> bool:
+    """No line is longer than Python's may be; says which ones are."""
+    print(f"== lines of up to {LINE_MAX} characters", flush=True)
+    long = [f"{source}:{number}: {len(line)} characters" for source in sources
+            for number, line in enumerate((ROOT / source).read_text("utf-8").splitlines(), 1) if len(line) > LINE_MAX]
+    print("".join(f"{line}\n" for line in long), end="", flush=True)
+    return not long
 
 
 def package_view() -> Path:
@@ -46,6 +63,7 @@ def main() -> int:
     os.environ["MYPYPATH"] = str(package_view())
     good &= run("mypy --strict", [sys.executable, "-m", "mypy", *(word for name in packages for word in ("-p", name))])
     if sys.platform == "linux":
+        good &= are_short([*c_sources(), *files("*.h"), *files("*.pml")])
         compiler = os.environ.get("CC", "gcc")
         for source in c_sources():
             good &= run(f"{compiler} {source}", [compiler, *C_FLAGS, "-c", "-o", os.devnull, source])

@@ -30,7 +30,8 @@ static void echo(struct node *node)
         for (int round = 0; round < 1000; round++) {
             int count = nsn_receive(session, messages, 256, blob, sizeof blob, 1000000);
             for (int i = 0; i < count; i++)
-                node_publish(session, "pong", blob + messages[i].offset + messages[i].subject_length, messages[i].payload_length);
+                node_publish(session, "pong", blob + messages[i].offset + messages[i].subject_length,
+                             messages[i].payload_length);
         }
     }
 }
@@ -114,7 +115,8 @@ int main(void)
     }
     WAIT_FOR(others, nsn_interest_settled(others, 100000));
     double among = publish_cost(session);
-    printf("one publish, 64 B, one awake subscriber: %.0f ns; with 10,000 subscriptions of other subjects: %.0f ns\n", alone, among);
+    printf("one publish, 64 B, one awake subscriber: %.0f ns; with 10,000 subscriptions of other subjects: %.0f ns\n", alone,
+           among);
     kill(peers[1], SIGKILL);
     while (wait(NULL) > 0)
         ;

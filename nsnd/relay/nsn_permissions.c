@@ -90,7 +90,8 @@ static bool ends_open(const char *pattern, size_t length)
 
 /* Entries without a queue group say yes or no; where a subscription has one and there are entries with some for its subject,
  * these decide. */
-static bool found(const struct entry *list, const char *subject, size_t length, const char *queue, size_t queue_length, bool whole)
+static bool found(const struct entry *list, const char *subject, size_t length, const char *queue, size_t queue_length,
+                  bool whole)
 {
     bool plain = false, of_queues = false, of_this = false;
     for (const struct entry *entry = list; entry; entry = entry->next) {

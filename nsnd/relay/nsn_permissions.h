@@ -17,7 +17,8 @@ void nsn_permissions_free(struct nsn_permissions *permissions);
 /* From now on only what is in this list of what is allowed is; nothing while it is empty. */
 void nsn_permissions_restrict(struct nsn_permissions *permissions, int list);
 
-/* A pattern for a list, of subscriptions with a queue group's name (a pattern too) or "". The strings are copied. 0, -ENOMEM. */
+/* A pattern for a list, of subscriptions with a queue group's name (a pattern too) or "". The strings are copied. 0,
+ * -ENOMEM. */
 int nsn_permissions_add(struct nsn_permissions *permissions, int list, const char *pattern, size_t pattern_length,
                         const char *queue, size_t queue_length);
 

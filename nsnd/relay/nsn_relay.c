@@ -94,7 +94,8 @@ static void attend(struct nsn_relay *r)
 }
 
 /* What nobody rings for: that another publisher is outside its publish, for which barriers wait, and messages that are held
- * back for its sake. That takes a microsecond, unless the other has been stopped right there: it is looked for less and less. */
+ * back for its sake. That takes a microsecond, unless the other has been stopped right there: it is looked for less and
+ * less. */
 static bool waits_for_publishers(const struct nsn_relay *r)
 {
     return r->ending || r->pong || nsn_receive_held(r->session);
@@ -110,7 +111,8 @@ static int sleep_ms(struct nsn_relay *r, bool waits, bool full)
     return waits ? AGAIN_MS : r->trimmed && !full ? -1 : IDLE_MS;
 }
 
-/* Until the client, the fabric or nsnd has something, or there is room in a link that a publish waits for: its consumer rings. */
+/* Until the client, the fabric or nsnd has something, or there is room in a link that a publish waits for: its consumer
+ * rings. */
 static void sleep_until_due(struct nsn_relay *r, bool waits)
 {
     bool full = nsn_relay_is_full(r);

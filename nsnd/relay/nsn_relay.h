@@ -18,7 +18,8 @@ struct nsn_relay_options {
     uint32_t subscriptions_max;
     uint64_t max_payload; /* bytes */
     uint64_t budget;      /* bytes of memory for what its subscribers have not read */
-    uint64_t write_deadline_ns; /* how long a publish waits for a subscriber that does not read, and what the client is sent for it */
+    uint64_t write_deadline_ns; /* how long a publish waits for a subscriber that does not read, and what is sent for a
+                                   client that does not */
     struct nsn_relays *relays; /* all of the node, this one among them */
     const struct nsn_permissions *permissions; /* others may take their place meanwhile, by nsn_relay_permit() */
 };

@@ -45,7 +45,8 @@ static enum verdict may_answer(struct nsn_relay *r, struct nsn_word subject)
 static enum verdict may_publish(struct nsn_relay *r, struct nsn_word subject, struct nsn_word reply)
 {
     bool reserved = begins(subject, "_GR_.") || begins(subject, "$GR.") || begins(subject, "$NRG.");
-    enum verdict verdict = reserved ? MAY_NOT : nsn_may_publish(r->may, subject.at, subject.length) ? MAY : may_answer(r, subject);
+    bool may = !reserved && nsn_may_publish(r->may, subject.at, subject.length);
+    enum verdict verdict = reserved ? MAY_NOT : may ? MAY : may_answer(r, subject);
     if (verdict == MAY_NOT)
         nsn_relay_say(r, "-ERR 'Permissions Violation for Publish to \"%.*s\"'\r\n", (int)subject.length, subject.at);
     if (verdict != MAY || !reply.length ||
@@ -79,8 +80,8 @@ static void tell_that_it_failed(struct nsn_relay *r, struct nsn_word subject, in
     nsn_session_count_dropped(r->session);
     nsn_relay_say(r, "-ERR 'Message Not Delivered to \"%.*s\": ", (int)subject.length, subject.at);
     if (error == -ENOBUFS)
-        nsn_relay_say(r, "subscribers that do not read hold the %" PRIu64 " MiB which the node keeps for this connection, until "
-                      "they read or end'\r\n", r->options->budget >> 20);
+        nsn_relay_say(r, "subscribers that do not read hold the %" PRIu64 " MiB which the node keeps for this connection, "
+                      "until they read or end'\r\n", r->options->budget >> 20);
     else
         nsn_relay_say(r, "%s'\r\n", nsn_session_error(r->session));
 }

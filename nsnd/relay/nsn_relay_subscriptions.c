@@ -155,7 +155,8 @@ static void deliver_one(struct nsn_relay *r, const struct nsn_message *message)
     const uint8_t *payload = headers ? headers + message->header_length : NULL;
     struct nsn_relay_subscription *subscription = find(r, message->sid);
     if (headers && subscription && is_word(subject) && is_word(reply)) {
-        nsn_relay_put_message(r, message->sid, subject, reply, headers, message->header_length, payload, message->payload_length);
+        nsn_relay_put_message(r, message->sid, subject, reply, headers, message->header_length, payload,
+                              message->payload_length);
         if (reply.length)
             nsn_replies_heard(r->replies, r->may, reply.at, reply.length, nsn_now_ns());
     } else if (subscription) {

@@ -1,5 +1,6 @@
 /* A call that `await` finishes at once when it can, lets the event loop go round when it is time, and hands over to a coroutine
- * when there is something to wait for. It is a coroutine for asyncio: tasks take it, and it does nothing before its first step. */
+ * when there is something to wait for. It is a coroutine for asyncio: tasks take it, and it does nothing before its first
+ * step. */
 #include "fast.h"
 
 #include <string.h>

@@ -448,11 +448,13 @@ static void dealloc_connection(PyObject *self)
 
 static PyMemberDef members[] = {
     {"max_payload", T_LONGLONG, offsetof(struct fast_connection, max_payload), 0, "Bytes; above, publish() goes the slow way."},
-    {"waiting", T_INT, offsetof(struct fast_connection, waiting), 0, "Publishers that wait for room, which is first come first served."},
+    {"waiting", T_INT, offsetof(struct fast_connection, waiting), 0,
+     "Publishers that wait for room, which is first come first served."},
     {"trimming", T_BOOL, offsetof(struct fast_connection, trimming), 0, "A timer is set that gives idle memory back."},
     {"lender", T_OBJECT, offsetof(struct fast_connection, lender), READONLY, "What is in the program's hands."},
     {"pedantic", T_BOOL, offsetof(struct fast_connection, pedantic), 0, "Subjects are looked at once more, by Python."},
-    {"last_pass", T_DOUBLE, offsetof(struct fast_connection, last_pass), 0, "Monotonic seconds: when the loop last went round."},
+    {"last_pass", T_DOUBLE, offsetof(struct fast_connection, last_pass), 0,
+     "Monotonic seconds: when the loop last went round."},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -461,24 +463,27 @@ static PyMethodDef methods[] = {
      "publish($self, subject, payload=b'', reply='', headers=None)\n--\n\nPublishes a message. Waits while a subscriber has no "
      "room, up to the write deadline."},
     {"post", (PyCFunction)(void (*)(void))fast_post, METH_FASTCALL,
-     "post($self, subject, payload, reply, /)\n--\n\nPublishes at once. False when nothing was done: publish() knows more ways."},
+     "post($self, subject, payload, reply, /)\n--\n\nPublishes at once. False when nothing was done: "
+     "publish() knows more ways."},
     {"borrow", fast_borrow, METH_O,
      "borrow($self, size, /)\n--\n\nA Block of so many bytes, or a negative errno."},
     {"emit", (PyCFunction)(void (*)(void))fast_emit, METH_FASTCALL,
-     "emit($self, subject, reply, block, length, /)\n--\n\nGives the block away with a message. How many subscriptions it went to, "
-     "or a negative errno: then the block is still the caller's."},
+     "emit($self, subject, reply, block, length, /)\n--\n\nGives the block away with a message. How many subscriptions "
+     "it went to, or a negative errno: then the block is still the caller's."},
     {"receive", receive, METH_O,
      "receive($self, spin_ns, /)\n--\n\nTakes a batch and gives it to the subscriptions. Returns the number of messages, or a "
      "negative errno. When there are none it spins that long for some."},
-    {"close", close_connection, METH_NOARGS, "close($self, /)\n--\n\nBefore the session is closed: from now on publish() goes the slow way, and nothing is received."},
+    {"close", close_connection, METH_NOARGS,
+     "close($self, /)\n--\n\nBefore the session is closed: from now on publish() goes the slow way, and nothing is received."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_doc, "Connection(client, session, keeper, message_type, plain_class, plain)\n--\n\nWhat every message of a connection costs, "
-                "in C. session: its address; it lives as long as the keeper, whose destructor ends it, or until it is ended after close() "
-                "with nothing lent. message_type: of messages that are made here, which are those of "
-                "a client whose msg_class is plain_class and that is plain: has no delivery of its own."},
+    {Py_tp_doc, "Connection(client, session, keeper, message_type, plain_class, plain)\n--\n\n"
+                "What every message of a connection costs, in C. session: its address; it lives as long as the keeper, whose "
+                "destructor ends it, or until it is ended after close() with nothing lent. message_type: of messages that are "
+                "made here, which are those of a client whose msg_class is plain_class and that is plain: has no delivery of "
+                "its own."},
     {Py_tp_new, new_connection},
     {Py_tp_dealloc, dealloc_connection},
     {Py_tp_traverse, traverse_connection},

@@ -316,7 +316,8 @@ PyObject *fast_emit(PyObject *self, PyObject *const *given, Py_ssize_t count)
         return NULL;
     }
     if (block->lender != connection->lender || length < 0 || length > block->size) {
-        PyErr_SetString(PyExc_ValueError, "a buffer is emitted by the connection that it was borrowed from, with a length up to its own");
+        PyErr_SetString(PyExc_ValueError,
+                        "a buffer is emitted by the connection that it was borrowed from, with a length up to its own");
         return NULL;
     }
     if (check_unviewed(block, "emitted"))
@@ -324,7 +325,8 @@ PyObject *fast_emit(PyObject *self, PyObject *const *given, Py_ssize_t count)
     if (!connection->session)
         return PyLong_FromLong(-EBADF);
     int reached = nsn_publish_buffer(connection->session, PyBytes_AsString(given[0]), (size_t)PyBytes_Size(given[0]),
-                                     PyBytes_AsString(given[1]), (size_t)PyBytes_Size(given[1]), &block->buffer, (uint64_t)length);
+                                     PyBytes_AsString(given[1]), (size_t)PyBytes_Size(given[1]), &block->buffer,
+                                     (uint64_t)length);
     if (!is_held(block))
         forget_block(block);
     return PyLong_FromLong(reached);

@@ -560,7 +560,8 @@ static int await_ready(struct nsn_insane *insane)
     while (nsn_session_state(session) == NSN_CONNECTING) {
         nsn_insane_answer(insane);
         if (nsn_insane_is_relayed(insane))
-            return nsn_insane_fail(-EACCES, "the user has permissions, which memory cannot be shared under: use one without, or "
+            return nsn_insane_fail(-EACCES,
+                                   "the user has permissions, which memory cannot be shared under: use one without, or "
                                    "send and receive on channel N as a NATS program does, by the subject $INSANE.N");
         if (nsn_now_ns() > deadline)
             return nsn_insane_fail(-ETIMEDOUT, "nsnd (pid %llu) does not answer: is it stopped or overloaded?",
@@ -598,8 +599,8 @@ static int open_session(struct nsn_insane *insane)
         return nsn_insane_fail(denied ? -EACCES : -ECONNREFUSED,
                                "the node of application ID %u (pid %llu, user ID %llu): %s%s", insane->options.application_id,
                                (unsigned long long)insane->node.pid, (unsigned long long)insane->node.uid, words,
-                               denied ? ": run this program as that user, or have that node's nsnd.cfg name this one ([access] users), "
-                                        "or choose another l4_port" : "");
+                               denied ? ": run this program as that user, or have that node's nsnd.cfg name this one ([access] "
+                                        "users), or choose another l4_port" : "");
     }
     return await_ready(insane);
 }

@@ -30,7 +30,7 @@
 enum nsn_record_kind {
     NSN_RECORD_MESSAGE = 1,                /* 1 to NSN_RECORD_SIDS sids, a subject of 1 to 4096 bytes, a reply of up to 4096 */
     NSN_RECORD_SEGMENT_GONE = 2,           /* flags NSN_RECORD_POOL, all counts and lengths 0; the ref has only `segment` */
-    NSN_RECORD_PART = 3,                   /* the next payload_length bytes of the message before it; other counts and lengths 0 */
+    NSN_RECORD_PART = 3,                   /* the next payload_length bytes of the message before it; other counts are 0 */
 };
 enum nsn_record_flags {
     NSN_RECORD_POOL = 1,                   /* headers and payload lie in the pool: a struct nsn_pool_ref follows the sids */
@@ -174,7 +174,7 @@ void nsn_link_in_release(struct nsn_link_in *link, uint32_t ref, uint32_t use);
 
 bool nsn_link_in_empty(struct nsn_link_in *link);               /* reads the tail (acquire) */
 int nsn_link_in_end(struct nsn_link_in *link, uint64_t *end);   /* the same: up to where there is something. 0, or -EPROTO */
-uint64_t nsn_link_in_tail(struct nsn_link_in *link);            /* the producer's position as read now (checked); for barriers */
+uint64_t nsn_link_in_tail(struct nsn_link_in *link);            /* the producer's position as of now (checked); for barriers */
 uint64_t nsn_link_in_head(const struct nsn_link_in *link);      /* own position */
 uint64_t nsn_link_in_behind(struct nsn_link_in *link);          /* bytes of link memory between the two */
 uint64_t nsn_link_in_id(const struct nsn_link_in *link);

@@ -65,7 +65,8 @@ int nsn_link_in_adopt(struct nsn_link_in **result, struct nsn_link_file *file, u
     uint64_t magic = nsn_load_acquire(&words->magic), id = nsn_load_relaxed(&words->link_id);
     uint32_t version = nsn_load_relaxed32(&words->version), chunks = nsn_load_relaxed32(&words->chunks);
     if (magic != NSN_LINK_MAGIC || version != NSN_LINK_VERSION || chunks != NSN_LINK_CHUNKS || id != link_id) {
-        snprintf(error, error_size, "link %llu is not what it should be: magic %llx, version %u (ours is %u), %u chunks, named %llu",
+        snprintf(error, error_size, "link %llu is not what it should be: magic %llx, version %u (ours is %u), %u chunks, "
+                 "named %llu",
                  (unsigned long long)link_id, (unsigned long long)magic, version, NSN_LINK_VERSION, chunks,
                  (unsigned long long)id);
         return -EPROTO;

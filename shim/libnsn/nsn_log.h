@@ -1,22 +1,22 @@
 /* The interest log of one application ID: every change of interest, appended by nsnd, read by every session.
  *
  * A file log.<generation> in the application's directory, on tmpfs, and a word in shared memory (the head), which says which
- * generation is the one and how many bytes of entries are committed. Both outlive nsnd. Entries are written behind the committed
- * end and committed, singly or as a batch, by one release store to the head. When the file is full or mostly dead entries, nsnd
- * writes a snapshot of what is alive into log.<generation + 1>, and commits that by one store too; then it removes the old file.
- * A reader that finds another generation in the head starts over from that file. An nsnd carries on the file that the head
- * names, and removes all others: the nsnd before it died before or behind that store.
+ * generation is the one and how many bytes of entries are committed. Both outlive nsnd. Entries are written behind the
+ * committed end and committed, singly or as a batch, by one release store to the head. When the file is full or mostly dead
+ * entries, nsnd writes a snapshot of what is alive into log.<generation + 1>, and commits that by one store too; then it
+ * removes the old file. A reader that finds another generation in the head starts over from that file. An nsnd carries on the
+ * file that the head names, and removes all others: the nsnd before it died before or behind that store.
  *
  * The file is written and read by system calls, at the moment that interest changes, and mapped by nobody: a file that somebody
  * has cut, or that finds no room, is an error in words and not SIGBUS. nsnd finds such a file at its next change, and goes over
  * to a new one.
  *
  * The interest number counts the changes there ever were: base + the entries of the file. A snapshot ends at the number that
- * the old file had reached: its base is that number less the subscriptions alive, and since each of these was a change once,
- * it is never below zero, and the number never goes backwards over a move.
+ * the old file had reached: its base is that number less the subscriptions alive, and since each of these was a change once, it
+ * is never below zero, and the number never goes backwards over a move.
  *
- * Memory follows what is written. Each subscription alive has room for the entry that will remove it allocated from the
- * start, so that on a full file system adding fails (-ENOSPC) and removing does not.
+ * Memory follows what is written. Each subscription alive has room for the entry that will remove it allocated from the start,
+ * so that on a full file system adding fails (-ENOSPC) and removing does not.
  */
 #ifndef NSN_LOG_H
 #define NSN_LOG_H
@@ -77,7 +77,8 @@ void nsn_log_writer_close(struct nsn_log_writer *writer);
 int nsn_log_writer_add(struct nsn_log_writer *writer, struct nsn_target target, const char *pattern, size_t pattern_length,
                        const char *queue, size_t queue_length);
 int nsn_log_writer_remove(struct nsn_log_writer *writer, struct nsn_target target);
-/* Returns how many subscriptions went. One entry in the log, none when there were no subscriptions. After a failure call again. */
+/* Returns how many subscriptions went. One entry in the log, none when there were no subscriptions. After a failure call
+ * again. */
 int nsn_log_writer_session_gone(struct nsn_log_writer *writer, uint32_t slot, uint32_t generation);
 
 /* A batch of struct nsn_interest_change (nsn_protocol.h) from one session. Changes are applied in order; those that fail
@@ -105,8 +106,8 @@ struct nsn_log_reader {
     uint64_t count;              /* entries applied; base + count is the interest number reached */
 };
 
-/* Opens the log that *head names; nothing is applied yet. On failure a negative errno (-ENOENT: no log), and words in error. The
- * head must stay readable until close. */
+/* Opens the log that *head names; nothing is applied yet. On failure a negative errno (-ENOENT: no log), and words in error.
+ * The head must stay readable until close. */
 int nsn_log_reader_open(struct nsn_log_reader *reader, const char *directory, const uint64_t *head, char *error,
                         size_t error_size);
 /* Also of a reader that was never opened, when it is zeroed. */
@@ -119,9 +120,9 @@ static inline bool nsn_log_reader_behind(const struct nsn_log_reader *reader)
     return __atomic_load_n(reader->head, __ATOMIC_ACQUIRE) != reader->reached;
 }
 
-/* Applies what is new to routes. 1 when something was, 0 when not, a negative errno when the log cannot be followed
- * (-EPROTO: broken entry, or the file was cut; -ENOENT: the file is not there; -ENOMEM: call again), with words in error. After a
- * move routes were cleared and refilled. */
+/* Applies what is new to routes. 1 when something was, 0 when not, a negative errno when the log cannot be followed (-EPROTO:
+ * broken entry, or the file was cut; -ENOENT: the file is not there; -ENOMEM: call again), with words in error. After a move
+ * routes were cleared and refilled. */
 int nsn_log_reader_replay(struct nsn_log_reader *reader, struct nsn_routes *routes, char *error, size_t error_size);
 
 #endif

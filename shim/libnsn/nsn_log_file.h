@@ -1,4 +1,5 @@
-/* What the two ends of the interest log share: the files' names, how one is opened, and how entries are read. Private to the log. */
+/* What the two ends of the interest log share: the files' names, how one is opened, and how entries are read. Private to the
+ * log. */
 #ifndef NSN_LOG_FILE_H
 #define NSN_LOG_FILE_H
 
@@ -9,9 +10,10 @@
 
 void nsn_log_name(char name[NSN_LOG_NAME_SIZE], uint64_t generation);
 
-/* Opens the file at this path, and copies its header, which is that of a file of this layout and generation. The descriptor, or a
- * negative errno with words. flags: O_RDONLY or O_RDWR. */
-int nsn_log_open(int directory_fd, const char *path, uint64_t generation, int flags, struct nsn_log_header *header, char *error, size_t error_size);
+/* Opens the file at this path, and copies its header, which is that of a file of this layout and generation. The descriptor, or
+ * a negative errno with words. flags: O_RDONLY or O_RDWR. */
+int nsn_log_open(int directory_fd, const char *path, uint64_t generation, int flags, struct nsn_log_header *header,
+                 char *error, size_t error_size);
 
 static inline uint64_t nsn_round_up(uint64_t value, uint64_t step) { return (value + step - 1) / step * step; }
 

@@ -1,5 +1,5 @@
-/* The file of the interest log that is being written: entries go into it and are in it once it is finished; what of it counts, the
- * head says. Private to the log's writer. */
+/* The file of the interest log that is being written: entries go into it and are in it once it is finished; what of it counts,
+ * the head says. Private to the log's writer. */
 #ifndef NSN_LOG_OUTPUT_H
 #define NSN_LOG_OUTPUT_H
 
@@ -31,8 +31,8 @@ void nsn_log_output_free(struct nsn_log_output *output);
 /* Makes its file, of its size, empty, with memory for `needed` bytes of entries. 0, or a negative errno. */
 int nsn_log_output_create(struct nsn_log_output *output, int directory_fd, const char *name, uint64_t needed);
 
-/* Memory for entries up to `end` (behind the header), so that writing them does not fail on a full file system. 0, or a negative
- * errno. */
+/* Memory for entries up to `end` (behind the header), so that writing them does not fail on a full file system. 0, or a
+ * negative errno. */
 int nsn_log_output_allocate(struct nsn_log_output *output, uint64_t end);
 
 /* Behind those that are there. What goes wrong, finish says. */

@@ -47,7 +47,8 @@ static int follow(struct nsn_log_reader *reader, char *error, size_t error_size)
         if (fd != -ENOENT)
             return fd;
         if (head == before)
-            return nsn_explain(error, error_size, fd, "%s is gone: nsnd's files were removed; restart nsnd and connect again", path);
+            return nsn_explain(error, error_size, fd, "%s is gone: nsnd's files were removed; restart nsnd and connect again",
+                               path);
     }
     return moved_too_often(reader, error, error_size);
 }

@@ -114,7 +114,8 @@ static int move(struct nsn_log_writer *writer, uint64_t extra)
     return 0;
 }
 
-/* 0; or what the file system said when the file was of no use any more, and no other could be made: then nothing is committed. */
+/* 0; or what the file system said when the file was of no use any more, and no other could be made: then nothing is
+ * committed. */
 static int commit(struct nsn_log_writer *writer)
 {
     struct nsn_log_output *file = writer->file;
@@ -245,7 +246,8 @@ int nsn_log_writer_session_gone(struct nsn_log_writer *writer, uint32_t slot, ui
 }
 
 /* The change at *at of a batch, and the place of the next one. 0, or -EBADMSG. */
-static int next_change(const uint8_t *batch, size_t length, size_t *at, struct nsn_interest_change *change, const char **strings)
+static int next_change(const uint8_t *batch, size_t length, size_t *at, struct nsn_interest_change *change,
+                       const char **strings)
 {
     if (length - *at < sizeof(*change))
         return -EBADMSG;
@@ -359,11 +361,12 @@ static int restore(struct nsn_log_writer *writer, uint64_t committed, char *erro
     file->committed = file->written;
     if (result == -EPROTO)
         return nsn_explain(error, error_size, result,
-                           "log.%llu is broken, or was cut, behind byte %llu: end the programs that use this application ID and "
-                           "remove its directory", generation, (unsigned long long)file->written);
+                           "log.%llu is broken, or was cut, behind byte %llu: end the programs that use this application ID "
+                           "and remove its directory", generation, (unsigned long long)file->written);
     if (!result) /* what it had, it has: this takes no memory unless the other nsnd died between two steps */
         result = nsn_log_output_allocate(file, file->written + live_count(writer) * REMOVAL);
-    return result ? nsn_explain(error, error_size, result, "log.%llu cannot be carried on: %s", generation, strerror(-result)) : 0;
+    return result ? nsn_explain(error, error_size, result, "log.%llu cannot be carried on: %s", generation,
+                                strerror(-result)) : 0;
 }
 
 static int open_existing(struct nsn_log_writer *writer, char *error, size_t error_size)

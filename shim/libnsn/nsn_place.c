@@ -15,7 +15,8 @@ int nsn_place_make(struct nsn_place **place, int32_t *segment, char *error, size
 int nsn_place_attach(const struct nsn_place **place, int32_t segment, uint32_t uid, uint32_t pid, char *error,
                      size_t error_size)
 {
-    const struct nsn_segment_wanted wanted = {.size = sizeof(struct nsn_place), .uid = uid, .pid = pid, .mode = NSN_SEGMENT_READ};
+    const struct nsn_segment_wanted wanted = {.size = sizeof(struct nsn_place), .uid = uid, .pid = pid,
+                                              .mode = NSN_SEGMENT_READ};
     void *memory;
     int result = nsn_segment_attach(&memory, segment, &wanted, error, error_size);
     if (!result)

@@ -3,10 +3,11 @@
  *
  *   session -> nsnd   HELLO, CREDENTIALS, INTEREST, LINK, SEGMENT, TAKEN, PING, GOODBYE; STATUS and OPEN from whoever
  *                     says no HELLO
- *   nsnd -> session   CHALLENGE, RELAYED, WELCOME, REFUSED, INTEREST_DONE, LINK, SEGMENT, PEER_GONE, PONG, LAME_DUCK, STATUS, OPENED
+ *   nsnd -> session   CHALLENGE, RELAYED, WELCOME, REFUSED, INTEREST_DONE, LINK, SEGMENT, PEER_GONE, PONG, LAME_DUCK, STATUS,
+ *                     OPENED
  *
- * Where the application ID has users, HELLO is answered by CHALLENGE, and that by CREDENTIALS; then comes WELCOME, RELAYED or REFUSED.
- * Elsewhere HELLO is answered by WELCOME or REFUSED at once.
+ * Where the application ID has users, HELLO is answered by CHALLENGE, and that by CREDENTIALS; then comes WELCOME, RELAYED or
+ * REFUSED. Elsewhere HELLO is answered by WELCOME or REFUSED at once.
  *
  * Descriptors are sent to a session one at a time: the next when it has answered TAKEN, because descriptors queued to one
  * stopped process count against every process of that user.
@@ -61,7 +62,7 @@ struct nsn_hello {
     uint32_t generation;
     uint64_t acknowledged;     /* highest interest sequence it knows to be in the log */
     char name[128];            /* NUL-terminated */
-    int32_t segment;           /* number of the System V segment with its place (nsn_place.h), when its user is not nsnd's; else -1 */
+    int32_t segment;           /* number of the segment with its place (nsn_place.h), when its user is not nsnd's; else -1 */
     uint32_t flags;            /* enum nsn_hello_flags; 0 of sessions from before there were any */
 };
 

@@ -55,7 +55,8 @@ static inline size_t nsn_cache_count(const struct nsn_cache *cache) { return cac
 
 static inline uint32_t nsn_cache_tag(uint64_t hash) { return (uint32_t)(hash >> 32); }
 
-static inline struct nsn_cached *nsn_cache_find(const struct nsn_cache *cache, const char *subject, size_t length, uint64_t hash)
+static inline struct nsn_cached *nsn_cache_find(const struct nsn_cache *cache, const char *subject, size_t length,
+                                                uint64_t hash)
 {
     uint32_t tag = nsn_cache_tag(hash);
     for (uint32_t at = tag & cache->index_mask; cache->index[at].entry; at = (at + 1) & cache->index_mask) {

@@ -1,9 +1,9 @@
 /* Private: System V shared memory segments, for what sessions find by a number: made, checked, attached.
  *
- * Why not a file or a memfd: a segment has a number, which a small file or a table can hold and which outlives whoever made it, so
- * no descriptor is shared; nobody can truncate it, not even its owner, so nobody who reads or writes it gets SIGBUS; and it takes
- * no room in a file system that may be full. It is marked for removal as soon as it is made: Linux still lets others attach it
- * while somebody does (shmctl(2), SHM_DEST), and it goes with the last of them, however that ends.
+ * Why not a file or a memfd: a segment has a number, which a small file or a table can hold and which outlives whoever made it,
+ * so no descriptor is shared; nobody can truncate it, not even its owner, so nobody who reads or writes it gets SIGBUS; and it
+ * takes no room in a file system that may be full. It is marked for removal as soon as it is made: Linux still lets others
+ * attach it while somebody does (shmctl(2), SHM_DEST), and it goes with the last of them, however that ends.
  */
 #ifndef NSN_SEGMENT_H
 #define NSN_SEGMENT_H

@@ -42,7 +42,8 @@ struct nsn_session_options {
     void *context;                /* of may_have */
 };
 
-enum nsn_session_state { NSN_CONNECTING = 0, NSN_READY = 1, NSN_DETACHED = 2, NSN_REFUSED_STATE = 3, NSN_CLOSED = 4, NSN_LOST = 5 };
+enum nsn_session_state { NSN_CONNECTING = 0, NSN_READY = 1, NSN_DETACHED = 2, NSN_REFUSED_STATE = 3, NSN_CLOSED = 4,
+                        NSN_LOST = 5 };
 /* LOST: reattached as a new session because nsnd no longer knew the old one (its runtime files were gone); links and interest
  * start anew. The caller subscribes again. It becomes READY by nsn_session_accept_loss(). */
 

@@ -1,8 +1,8 @@
 /* Barriers: the moment after which nothing from before can still come. flush() and drain() wait for one.
  *
- * Four stages: own changes of interest are in the log and own links are with nsnd or taken; every publisher has been seen outside a publish
- * since (so whoever starts one now sees the changed interest); links announced on the board have come; the links are read
- * to where they stood then, and nothing waits for being passed on.
+ * Four stages: own changes of interest are in the log and own links are with nsnd or taken; every publisher has been seen
+ * outside a publish since (so whoever starts one now sees the changed interest); links announced on the board have come; the
+ * links are read to where they stood then, and nothing waits for being passed on.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -86,7 +86,8 @@ static void say_who_holds_up(struct nsn_session *s, struct nsn_barrier *barrier,
         return;
     uint32_t pid = nsn_load_relaxed32(&s->map.slots->slot[seen->slot].pid);
     struct nsn_event event = {.kind = NSN_EVENT_HELD_UP, .slot = seen->slot, .number = pid};
-    snprintf(event.text, sizeof event.text, "process %u has been in the middle of a publish for more than %llu s and holds up flush and "
+    snprintf(event.text, sizeof event.text,
+             "process %u has been in the middle of a publish for more than %llu s and holds up flush and "
              "drain here: %s", pid, NSN_HELD_UP_NS / 1000000000ull,
              nsn_process_stopped(pid) ? "it is stopped" : "if it stays so, it is damaged: end it");
     nsn_post_event(s, &event);

@@ -345,8 +345,8 @@ static void welcomed(struct nsn_session *s, const struct nsn_welcome *welcome)
     if (welcome->packet.version < NSN_PROTOCOL_VERSION_MIN || welcome->packet.version > NSN_PROTOCOL_VERSION) {
         s->state = NSN_REFUSED_STATE;
         nsn_detach(s, "it speaks another protocol");
-        nsn_fail(s, -EPROTONOSUPPORT, "nsnd speaks version %u of the control protocol, and this program %d to %d: install versions "
-                 "of insane_nats that have one in common", welcome->packet.version, NSN_PROTOCOL_VERSION_MIN,
+        nsn_fail(s, -EPROTONOSUPPORT, "nsnd speaks version %u of the control protocol, and this program %d to %d: install "
+                 "versions of insane_nats that have one in common", welcome->packet.version, NSN_PROTOCOL_VERSION_MIN,
                  NSN_PROTOCOL_VERSION);
         return;
     }
@@ -440,7 +440,10 @@ static void handle(struct nsn_session *s, const uint8_t *bytes, size_t length, i
             forget_batches(s, done->sequence);
     } else if (PACKET_IS(NSN_LINK, nsn_link_packet)) {
         const struct nsn_link_packet *link = (const struct nsn_link_packet *)bytes;
-        taken(s, fd, s->map.slots ? nsn_in_link(s, link->peer_slot, link->peer_generation, link->peer_uid, link->link_id, fd) : 0);
+        int result = 0;
+        if (s->map.slots)
+            result = nsn_in_link(s, link->peer_slot, link->peer_generation, link->peer_uid, link->link_id, fd);
+        taken(s, fd, result);
     } else if (PACKET_IS(NSN_SEGMENT, nsn_segment_packet)) {
         const struct nsn_segment_packet *segment = (const struct nsn_segment_packet *)bytes;
         taken(s, fd, s->map.slots ? nsn_in_segment(s, segment->peer_slot, segment->peer_generation, segment->segment,
@@ -461,7 +464,8 @@ static void handle(struct nsn_session *s, const uint8_t *bytes, size_t length, i
 #undef PACKET_IS
 }
 
-/* Whether the next packet brings a descriptor: the kernel says that there was no room for it. A negative errno for no packet. */
+/* Whether the next packet brings a descriptor: the kernel says that there was no room for it. A negative errno for no
+ * packet. */
 static int look_ahead(int control)
 {
     char byte;

@@ -140,8 +140,8 @@ bool nsn_out_shares_version(struct nsn_session *s, uint32_t slot, uint32_t gener
         s->unlinked[slot] = generation;
         struct nsn_event event = {.kind = NSN_EVENT_VERSIONS, .slot = slot, .error = -EPROTONOSUPPORT};
         snprintf(event.text, sizeof event.text, "process %u speaks versions %u to %u of the protocol and this one %d to %d: "
-                 "it gets nothing from here until the older is upgraded", nsn_load_relaxed32(&s->map.slots->slot[slot].pid), lowest,
-                 highest, NSN_PROTOCOL_VERSION_MIN, NSN_PROTOCOL_VERSION);
+                 "it gets nothing from here until the older is upgraded", nsn_load_relaxed32(&s->map.slots->slot[slot].pid),
+                 lowest, highest, NSN_PROTOCOL_VERSION_MIN, NSN_PROTOCOL_VERSION);
         nsn_post_event(s, &event);
     }
     return false;

@@ -106,13 +106,14 @@ static int attach(const struct where *where, bool nsnd, bool other, struct nsn_s
         map->slots = memory;
     if (!nsn_segment_gone(result) && where->version != NSN_SLOTS_VERSION)
         return nsn_explain(error, error_size, -EPROTONOSUPPORT,
-                           "the table of sessions has layout version %u and this program knows version %d: upgrade the older of "
-                           "nsnd and this program", where->version, NSN_SLOTS_VERSION);
+                           "the table of sessions has layout version %u and this program knows version %d: upgrade the older "
+                           "of nsnd and this program", where->version, NSN_SLOTS_VERSION);
     if (result)
         return result;
     if (map->slots->magic != NSN_SLOTS_MAGIC || map->slots->token[0] != where->token[0] ||
         map->slots->token[1] != where->token[1] || map->slots->count != NSN_SLOTS_MAX)
-        return nsn_explain(error, error_size, -EIDRM, "segment %d is not the table of sessions that " NAME " means; are both in "
+        return nsn_explain(error, error_size, -EIDRM,
+                           "segment %d is not the table of sessions that " NAME " means; are both in "
                            "one IPC namespace?", where->segment);
     wanted.size = PLACES_SIZE;
     wanted.writable = nsnd || !other;
@@ -158,7 +159,8 @@ static int take_over(struct nsn_slots *slots, char *error, size_t error_size)
 {
     uint64_t highest = nsn_load_acquire(&slots->file->highest); /* by an nsnd before this one */
     if (highest > NSN_SLOTS_MAX)
-        return nsn_explain(error, error_size, -EPROTO, "slots says that %llu slots were used, of %d", (unsigned long long)highest,
+        return nsn_explain(error, error_size, -EPROTO, "slots says that %llu slots were used, of %d",
+                           (unsigned long long)highest,
                            NSN_SLOTS_MAX);
     slots->highest = (uint32_t)highest;
     slots->others = slots->file->others;
@@ -170,7 +172,7 @@ static int take_over(struct nsn_slots *slots, char *error, size_t error_size)
             return nsn_explain(error, error_size, -EPROTO,
                                "slot %u is broken: end the programs that use this application ID and remove its directory", i);
         others |= slot->alive && is_other(slot);
-        if (slot->alive && is_other(slot)) /* one that is gone cannot be attached, and its process is found dead by the caller */
+        if (slot->alive && is_other(slot)) /* a gone one cannot be attached, and its process is found dead by the caller */
             nsn_place_attach(&slots->other[i], slot->segment, slot->uid, 0, error, error_size);
     }
     if (others) /* the nsnd before this one may have died just before it said so */

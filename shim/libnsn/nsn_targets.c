@@ -31,7 +31,8 @@ struct nsn_targets_entry *nsn_targets_find(const struct nsn_targets *targets, st
 {
     for (struct nsn_item *item = nsn_table_first(&targets->entries, target_hash(target)); item; item = nsn_table_next(item)) {
         struct nsn_targets_entry *entry = nsn_container_of(item, struct nsn_targets_entry, item);
-        if (entry->target.slot == target.slot && entry->target.generation == target.generation && entry->target.sid == target.sid)
+        if (entry->target.slot == target.slot && entry->target.generation == target.generation &&
+            entry->target.sid == target.sid)
             return entry;
     }
     return NULL;

@@ -85,7 +85,8 @@ static inline void liar_subscribe(struct liar *liar, uint32_t sid, const char *p
 static inline void liar_hand_over(struct liar *liar, uint64_t link_id, int fd)
 {
     struct nsn_link_packet packet = {.packet = {NSN_PROTOCOL_MAGIC, NSN_LINK, NSN_PROTOCOL_VERSION},
-                                     .peer_slot = liar->victim_slot, .peer_generation = liar->victim_generation, .link_id = link_id};
+                                     .peer_slot = liar->victim_slot, .peer_generation = liar->victim_generation,
+                                     .link_id = link_id};
     node_send(liar->control, &packet, sizeof packet, fd);
 }
 

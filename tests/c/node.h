@@ -94,9 +94,10 @@ static void node_packet(struct node *node, struct node_session *session, uint8_t
                                       .max_payload = 1 << 20, .version = "0.1.0"};
         char error[256] = "";
         int slot = session->uid == geteuid()
-                       ? nsn_slots_claim(node->slots, hello->identity, (uint32_t)getpid(), 1, session->uid, &session->generation)
-                       : nsn_slots_claim_other(node->slots, hello->identity, (uint32_t)getpid(), 1, session->uid, hello->segment,
-                                               &session->generation, error, sizeof error);
+                       ? nsn_slots_claim(node->slots, hello->identity, (uint32_t)getpid(), 1, session->uid,
+                                         &session->generation)
+                       : nsn_slots_claim_other(node->slots, hello->identity, (uint32_t)getpid(), 1, session->uid,
+                                               hello->segment, &session->generation, error, sizeof error);
         if (slot < 0) {
             struct nsn_refused refused = {{NSN_PROTOCOL_MAGIC, NSN_REFUSED, NSN_PROTOCOL_VERSION}, .error = -slot};
             strcpy(refused.text, error);

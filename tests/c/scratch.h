@@ -107,7 +107,8 @@ static inline void scratch_small(unsigned kibibytes, void (*run)(void))
     if (child == 0) {
         char options[32];
         snprintf(options, sizeof(options), "size=%uk,mode=0700", kibibytes);
-        if (!scratch_unshare() || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) || mount("tmpfs", scratch, "tmpfs", 0, options))
+        if (!scratch_unshare() || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+            mount("tmpfs", scratch, "tmpfs", 0, options))
             _exit(77);
         run();
         _exit(0);

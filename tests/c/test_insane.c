@@ -86,7 +86,8 @@ TEST(configuration_is_read)
     CHECK_EQUAL(config.application_id, 65535);
     CHECK_EQUAL(config.log_level, NSN_LOG_ERROR);
     CHECK_EQUAL(config.echo, 1);
-    CHECK_EQUAL(read_config("[app]\nl4_port = 1\nuser = \"a \\\"#\\\\\" # who\npassword = '\\\"#' \ntoken = \"t\"\n", &config), 0);
+    CHECK_EQUAL(read_config("[app]\nl4_port = 1\nuser = \"a \\\"#\\\\\" # who\npassword = '\\\"#' \ntoken = \"t\"\n", &config),
+                0);
     CHECK(strcmp(config.user, "a \"#\\") == 0);
     CHECK(strcmp(config.password, "\\\"#") == 0);
     CHECK(strcmp(config.token, "t") == 0);

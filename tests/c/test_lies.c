@@ -236,7 +236,7 @@ static void quiet_tail(struct world *world)
 
 TEST(a_record_that_is_not_announced_does_not_hold_a_barrier_up) { with_world(quiet_tail); }
 
-/* --- lies of a consumer, by intent ----------------------------------------------------------------------------------------- */
+/* --- lies of a consumer, by intent ---------------------------------------------------------------------------------------- */
 
 struct consumer_lie {
     const char *what;

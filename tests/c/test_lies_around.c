@@ -61,7 +61,8 @@ static void false_links(struct world *world)
     hand_over_and_check(world, "a directory", open("/", O_RDONLY | O_DIRECTORY));
     hand_over_and_check(world, "a place", open("/", O_PATH));
     hand_over_and_check(world, "not sealed", link_file(MAGIC, NSN_LINK_VERSION, NSN_LINK_CHUNKS, *id + 1, 0));
-    hand_over_and_check(world, "may shrink", link_file(MAGIC, NSN_LINK_VERSION, NSN_LINK_CHUNKS, *id + 1, F_SEAL_GROW | F_SEAL_SEAL));
+    hand_over_and_check(world, "may shrink",
+                        link_file(MAGIC, NSN_LINK_VERSION, NSN_LINK_CHUNKS, *id + 1, F_SEAL_GROW | F_SEAL_SEAL));
     hand_over_and_check(world, "seals may be added",
                         link_file(MAGIC, NSN_LINK_VERSION, NSN_LINK_CHUNKS, *id + 1, F_SEAL_GROW | F_SEAL_SHRINK));
     hand_over_and_check(world, "cannot be written",
@@ -136,7 +137,7 @@ static void many_links(struct world *world)
 
 TEST(a_producer_that_hands_over_link_after_link_does_not_fill_the_address_space) { with_world(many_links); }
 
-/* --- lies on the pages ------------------------------------------------------------------------------------------------------ */
+/* --- lies on the pages ---------------------------------------------------------------------------------------------------- */
 
 /* How the memory at `at` is mapped, as /proc/self/maps says: "r--s". */
 static void mapping_of(const void *at, char mode[5])
@@ -262,7 +263,7 @@ static void announced_for_ever(struct world *world)
 
 TEST(a_link_that_is_announced_and_never_comes_holds_others_up_once) { with_world(announced_for_ever); }
 
-/* --- a node that ends at a bad moment --------------------------------------------------------------------------------------- */
+/* --- a node that ends at a bad moment ------------------------------------------------------------------------------------- */
 
 static int node_end_of(struct node *node, uint32_t slot)
 {

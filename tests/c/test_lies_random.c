@@ -12,11 +12,12 @@ static uint64_t seconds_ns(double by_default)
     return (uint64_t)((given ? strtod(given, NULL) : by_default * factor) * 1e9);
 }
 
-/* --- at random, in turns ---------------------------------------------------------------------------------------------------- */
+/* --- at random, in turns -------------------------------------------------------------------------------------------------- */
 
 static uint64_t plausible(uint64_t *seed, uint64_t near)
 {
-    static const uint64_t edges[] = {0, 1, 7, 8, 4095, 4096, 65535, 65536, UINT32_MAX, 1ull << 32, INT64_MAX, 1ull << 63, UINT64_MAX};
+    static const uint64_t edges[] = {0, 1, 7, 8, 4095, 4096, 65535, 65536, UINT32_MAX, 1ull << 32, INT64_MAX, 1ull << 63,
+                                     UINT64_MAX};
     switch (random_next(seed) % 4) {
     case 0: return random_next(seed);
     case 1: return edges[random_next(seed) % (sizeof edges / sizeof edges[0])];
@@ -64,12 +65,14 @@ static void scribble_as_producer(struct liar *liar, uint64_t *seed)
 {
     struct nsn_link_producer_words *words = &liar->file->producer;
     uint64_t tail = nsn_load_relaxed(&words->tail);
-    uint64_t *word[] = {&words->tail, &words->want, &words->want_either, &words->want_consumed, &words->want_released, &words->stall,
+    uint64_t *word[] = {&words->tail, &words->want, &words->want_either, &words->want_consumed, &words->want_released,
+                        &words->stall,
                         &words->dropped, &words->reaped};
     switch (random_next(seed) % 10) {
     case 0: nsn_store_release(&words->tail, plausible(seed, tail)); break;
     case 1: nsn_store_release(word[random_next(seed) % 8], plausible(seed, tail)); break;
-    case 2: words->map[random_next(seed) % 4] = (uint16_t)(random_next(seed) % 4 ? random_next(seed) % 4 : random_next(seed)); break;
+    case 2: words->map[random_next(seed) % 4] = (uint16_t)(random_next(seed) % (random_next(seed) % 4 ? 4 : UINT64_MAX));
+        break;
     case 3: scribble_over((uint8_t *)words, 4096, seed); break;
     case 4: scribble_over(liar->file->chunk[random_next(seed) % 3], NSN_LINK_CHUNK, seed); break;
     case 5: scribble_over((uint8_t *)&liar->file->consumer, sizeof liar->file->consumer, seed); break;
@@ -83,7 +86,8 @@ static void scribble_as_consumer(struct liar *liar, uint64_t *seed)
         return;
     struct nsn_link_consumer_words *words = &liar->in->consumer;
     uint64_t tail = nsn_load_relaxed(&liar->in->producer.tail);
-    uint64_t *word[] = {&words->head, &words->consumed, &words->taken, &words->trim, &words->trimmed, &words->stall_acknowledged};
+    uint64_t *word[] = {&words->head, &words->consumed, &words->taken, &words->trim, &words->trimmed,
+                        &words->stall_acknowledged};
     switch (random_next(seed) % 8) {
     case 0: nsn_store_release(word[random_next(seed) % 6], plausible(seed, tail)); break;
     case 1: nsn_store_release(word[2 + random_next(seed) % 4], random_next(seed) % 4); break;
@@ -121,7 +125,8 @@ static void scribble_pages(struct liar *liar, uint64_t *seed, bool everywhere)
 static void say_gone(struct liar *liar)
 {
     uint32_t length = sizeof(struct nsn_record) + sizeof(struct nsn_pool_ref);
-    struct nsn_record record = {.length = length, .kind = NSN_RECORD_SEGMENT_GONE, .flags = NSN_RECORD_POOL, .stamp = nsn_now_ns()};
+    struct nsn_record record = {.length = length, .kind = NSN_RECORD_SEGMENT_GONE, .flags = NSN_RECORD_POOL,
+                                .stamp = nsn_now_ns()};
     struct nsn_pool_ref ref = {.segment = liar->block->segment};
     if (nsn_link_out_room(liar->out, length, 0) != 1)
         return;
@@ -136,8 +141,10 @@ static void write_honestly(struct liar *liar, uint64_t *seed)
     static const char *subjects[] = {"v", "v.a", "q", "unknown.subject"};
     for (uint64_t count = 1 + random_next(seed) % 12; count; count--) {
         struct liar_record wanted = {.sid_count = 1 + (uint32_t)(random_next(seed) % 3), .pool = random_next(seed) % 4 == 0,
-                                     .subject = subjects[random_next(seed) % 4], .reply = random_next(seed) % 2 ? "reply" : NULL};
-        wanted.payload_length = random_next(seed) % 8 ? (uint32_t)(random_next(seed) % 200) : (uint32_t)(random_next(seed) % 8000);
+                                     .subject = subjects[random_next(seed) % 4],
+                                     .reply = random_next(seed) % 2 ? "reply" : NULL};
+        bool small = random_next(seed) % 8;
+        wanted.payload_length = (uint32_t)(random_next(seed) % (small ? 200 : 8000));
         wanted.payload_length += wanted.pool;
         for (uint32_t i = 0; i < wanted.sid_count; i++)
             wanted.sids[i] = 1 + i;
@@ -277,7 +284,7 @@ static void everywhere(struct world *world, uint64_t seed) { lie_in_turns(world,
 
 TEST(a_peer_that_writes_into_everybodys_page_does_not_kill_anybody) { run_seeds("everywhere", 3, false, everywhere); }
 
-/* --- at random, at full speed ------------------------------------------------------------------------------------------------ */
+/* --- at random, at full speed --------------------------------------------------------------------------------------------- */
 
 struct scribbler {
     struct world *world;

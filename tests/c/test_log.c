@@ -587,7 +587,8 @@ TEST(batch_is_applied_in_order_and_skips_what_nats_ignores)
     struct nsn_log_reader reader = open_reader();
     struct nsn_routes *routes = nsn_routes_new(0);
     check_agree(writer, &reader, routes);
-    CHECK(look(routes, "a.b")->plain_count == 0 && look(routes, "c")->plain_count == 1 && look(routes, "a.b")->queue_count == 1);
+    CHECK(look(routes, "a.b")->plain_count == 0 && look(routes, "c")->plain_count == 1);
+    CHECK_EQUAL(look(routes, "a.b")->queue_count, 1);
     struct batch wrong = {.length = 0};
     put_change(&wrong, NSN_INTEREST_ADD, 10, "fine", "");
     put_change(&wrong, NSN_INTEREST_ADD, 11, "not..fine", "");

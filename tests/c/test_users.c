@@ -52,7 +52,8 @@ TEST(everybody_reaches_everybody)
             char subject[16];
             int count;
             snprintf(subject, sizeof subject, "to.%d", to);
-            CHECK_EQUAL(nsn_publish(sessions[from], subject, 4, "reply", 5, (const uint8_t *)"head", 4, (const uint8_t *)"hello", 5), 1);
+            CHECK_EQUAL(nsn_publish(sessions[from], subject, 4, "reply", 5, (const uint8_t *)"head", 4,
+                                    (const uint8_t *)"hello", 5), 1);
             WAIT_FOR(sessions[from], (count = receive(sessions[to], &inbox)) > 0);
             CHECK_EQUAL(count, 1);
             CHECK_EQUAL(memcmp(inbox.blob + inbox.messages[0].offset + 4, "replyheadhello", 14), 0);
@@ -395,7 +396,7 @@ TEST(place_of_one_that_has_ended_is_let_go_of)
     node_stop(node);
 }
 
-/* --- two that run at once -------------------------------------------------------------------------------------------------- */
+/* --- two that run at once ------------------------------------------------------------------------------------------------- */
 
 #define TURNS 3000u
 
@@ -470,7 +471,7 @@ TEST(two_users_play_ping_pong_at_full_speed)
     node_stop(node);
 }
 
-/* --- without manners ------------------------------------------------------------------------------------------------------- */
+/* --- without manners ------------------------------------------------------------------------------------------------------ */
 
 /* A victim of nsnd's user, a peer of its user, and somebody of another, who is linked with the victim both ways. */
 struct scene {

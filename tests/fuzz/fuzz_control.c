@@ -46,7 +46,7 @@ static void set_up(void)
     MUST(bind(listener, (struct sockaddr *)&address, sizeof address) == 0 && listen(listener, 16) == 0);
 }
 
-/* --- what the node says ---------------------------------------------------------------------------------------------------- */
+/* --- what the node says --------------------------------------------------------------------------------------------------- */
 
 struct node {
     int end;                     /* of the session's connection, or -1 */
@@ -84,7 +84,8 @@ static int take_link(struct input *input, uint64_t link_id)
     file->producer = (struct nsn_link_producer_words){.magic = NSN_LINK_MAGIC, .version = NSN_LINK_VERSION,
                                                       .chunks = NSN_LINK_CHUNKS, .link_id = link_id, .tail = 48 + 72};
     uint8_t *at = file->chunk[0];
-    struct nsn_record first = {.length = 48, .kind = NSN_RECORD_MESSAGE, .sid_count = 1, .subject_length = 1, .payload_length = 7,
+    struct nsn_record first = {.length = 48, .kind = NSN_RECORD_MESSAGE, .sid_count = 1, .subject_length = 1,
+                               .payload_length = 7,
                                .stamp = 1};
     struct nsn_record second = {.length = 72, .kind = NSN_RECORD_MESSAGE, .flags = NSN_RECORD_POOL, .sid_count = 1,
                                 .subject_length = 1, .payload_length = 100, .stamp = 2};
@@ -238,7 +239,7 @@ static void hang_up(struct node *node)
     node->end = -1;
 }
 
-/* --- what the program does -------------------------------------------------------------------------------------------------- */
+/* --- what the program does ------------------------------------------------------------------------------------------------ */
 
 /* Few packets fit into the socket, so that some wait in the session. */
 static void narrow(const struct node *node)

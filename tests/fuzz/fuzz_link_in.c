@@ -47,14 +47,17 @@ static void write_record(struct input *input)
 {
     uint8_t kind = take8(input), flags = take8(input);
     struct nsn_record record = {.kind = 1 + (kind % 16 == 0) + 2 * (kind % 4 == 1),
-                                .flags = (flags % 3 == 0) | (flags % 7 == 1 ? NSN_RECORD_PARTS : 0), .sid_count = take8(input) % 5,
+                                .flags = (flags % 3 == 0) | (flags % 7 == 1 ? NSN_RECORD_PARTS : 0),
+                                .sid_count = take8(input) % 5,
                                 .subject_length = take8(input), .reply_length = take8(input) % 64,
                                 .header_length = take8(input) % 32, .payload_length = take16(input), .stamp = take8(input)};
     bool pool = record.flags & NSN_RECORD_POOL;
     if (record.kind == NSN_RECORD_PART)
         record.sid_count = 0, record.subject_length = record.reply_length = 0, record.header_length = 0;
-    uint32_t left, inside = pool || record.flags & NSN_RECORD_PARTS ? 0 : record.header_length + (uint32_t)record.payload_length;
-    uint32_t length = (uint32_t)sizeof record + (record.sid_count * 4u + 7) / 8 * 8 + record.subject_length + record.reply_length +
+    bool outside = pool || record.flags & NSN_RECORD_PARTS;
+    uint32_t left, inside = outside ? 0 : record.header_length + (uint32_t)record.payload_length;
+    uint32_t sids = (record.sid_count * 4u + 7) / 8 * 8;
+    uint32_t length = (uint32_t)sizeof record + sids + record.subject_length + record.reply_length +
                       inside + (pool ? (uint32_t)sizeof(struct nsn_pool_ref) : 0);
     record.length = (length + 7) & ~7u;
     uint8_t *at = at_tail(&left);
@@ -108,7 +111,8 @@ static void check_view(struct nsn_link_in *link, const struct nsn_record_view *v
     if (record->flags & (NSN_RECORD_POOL | NSN_RECORD_PARTS)) {
         MUST(!view->headers && !view->payload);
         MUST(record->header_length + record->payload_length <= 72ull << 20);
-        MUST(record->kind != NSN_RECORD_MESSAGE || record->flags & NSN_RECORD_PARTS || (view->pool_ref.ref < NSN_LINK_REFS && view->pool_ref.use));
+        MUST(record->kind != NSN_RECORD_MESSAGE || record->flags & NSN_RECORD_PARTS ||
+             (view->pool_ref.ref < NSN_LINK_REFS && view->pool_ref.use));
         return;
     }
     MUST(view->headers >= first && view->headers <= last && record->header_length <= last - view->headers);

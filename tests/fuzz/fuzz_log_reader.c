@@ -25,7 +25,8 @@ static void set_up(void)
 /* An entry that is right but for what the input adds to one of its bytes. */
 static size_t write_entry(struct input *input, uint8_t *at, size_t room)
 {
-    struct nsn_log_entry entry = {.op = 1 + take8(input) % 3, .slot = take8(input) % 4, .generation = 1, .sid = take8(input) % 16};
+    struct nsn_log_entry entry = {.op = 1 + take8(input) % 3, .slot = take8(input) % 4, .generation = 1,
+                                  .sid = take8(input) % 16};
     if (entry.op == NSN_LOG_ADD) {
         entry.pattern_length = take8(input) % 16;
         if (entry.pattern_length == 15) /* to the end of the file, or over it */

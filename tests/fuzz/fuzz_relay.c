@@ -1,7 +1,7 @@
 /* The relay of one client with permissions. The last byte of the input says how many pairs of bytes in front of it, read from
  * the end on, say how the rest, which is what the client says, is cut, what the fabric answers and has for the client, and when
- * other permissions come. The session is a stand-in that is told what the relay lets through, and looks whether it may, by rules
- * that are written here once more. */
+ * other permissions come. The session is a stand-in that is told what the relay lets through, and looks whether it may, by
+ * rules that are written here once more. */
 #include <errno.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -271,7 +271,8 @@ static int stand_in_receive(struct nsn_message *messages, int most, uint8_t *blo
     for (struct heard *one = all; one < all + SUBSCRIPTIONS && count < most; one++) {
         if (!one->used || !nsn_pattern_matches(one->pattern, one->pattern_length, subject, length))
             continue;
-        if (!asks.may_have(asks.context, &(struct nsn_receiver){.subject = subject, .queue = one->queue, .subject_length = length,
+        if (!asks.may_have(asks.context, &(struct nsn_receiver){.subject = subject, .queue = one->queue,
+                                                                .subject_length = length,
                                                                 .queue_length = one->queue_length}))
             continue;
         messages[count] = message;
@@ -397,8 +398,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     memset(asked, 0, sizeof asked);
     closed = 0;
     rule = !(decide() & 1);
-    struct nsn_relay_options given = {.socket_path = "", .name = "", .info = "{}", .lame_duck = "{\"ldm\":true}", .application_id = 1,
-                                      .subscriptions_max = SUBSCRIPTIONS, .max_payload = 200, .budget = 1 << 20, .write_deadline_ns = 10000000000u,
+    struct nsn_relay_options given = {.socket_path = "", .name = "", .info = "{}", .lame_duck = "{\"ldm\":true}",
+                                      .application_id = 1,
+                                      .subscriptions_max = SUBSCRIPTIONS, .max_payload = 200, .budget = 1 << 20,
+                                      .write_deadline_ns = 10000000000u,
                                       .permissions = rules[rule],
                                       .relays = relays};
     options = &given;

@@ -85,7 +85,7 @@ static bool matches(const struct text *pattern, const struct text *subject)
     return count == have;
 }
 
-/* --- the input -------------------------------------------------------------------------------------------------------------- */
+/* --- the input ------------------------------------------------------------------------------------------------------------ */
 
 /* Mostly of a few bytes that make tokens meet. */
 static struct text take_text(struct input *input)
@@ -180,7 +180,8 @@ static void change(struct nsn_routes *routes, struct subscription *all, struct i
     *one = (struct subscription){.target = {which % 3, 1 + which % 2, which % SUBSCRIPTIONS}, .pattern = take_text(input)};
     if (which & 128)
         one->queue = take_text(input);
-    int result = nsn_routes_add(routes, one->target, one->pattern.bytes, one->pattern.length, one->queue.bytes, one->queue.length);
+    int result = nsn_routes_add(routes, one->target, one->pattern.bytes, one->pattern.length, one->queue.bytes,
+                                one->queue.length);
     MUST(result == (is_valid(&one->pattern) ? 0 : -EINVAL));
     one->there = result == 0;
     if (one->there)

@@ -1,4 +1,5 @@
-/* Both ways on one channel: `roundtrip pong COUNT` emits each buffer that it consumes, `roundtrip ping COUNT` sends and waits. */
+/* Both ways on one channel: `roundtrip pong COUNT` emits each buffer that it consumes, `roundtrip ping COUNT` sends and
+ * waits. */
 #include <nsn/nsn.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -46,12 +46,13 @@ static void fail(const char *what, uint64_t a, uint64_t b)
     exit(1);
 }
 
-/* --- what tasks do ---------------------------------------------------------------------------------------------------------- */
+/* --- what tasks do -------------------------------------------------------------------------------------------------------- */
 
 static bool is_rung(void *context)
 {
     struct side *side = context;
-    struct pollfd fds[2] = {{nsn_session_bell_fd(side->session), POLLIN, 0}, {nsn_session_control_fd(side->session), POLLIN, 0}};
+    struct pollfd fds[2] = {{nsn_session_bell_fd(side->session), POLLIN, 0},
+                            {nsn_session_control_fd(side->session), POLLIN, 0}};
     return poll(fds, 2, 0) > 0;
 }
 
@@ -138,7 +139,7 @@ static void serve(void *context)
     while (sim_wait(node_has_work, context));
 }
 
-/* --- scenarios -------------------------------------------------------------------------------------------------------------- */
+/* --- scenarios ------------------------------------------------------------------------------------------------------------ */
 
 static void subscribe(struct side *side, const char *subject)
 {
@@ -352,7 +353,7 @@ static const struct scenario scenarios[] = {
     {"stall", 3, 200, {.link_limit = 8}, prepare_wake, {publish_and_give_up, NULL, receive_what_there_is}, check_stall},
 };
 
-/* --- rounds ------------------------------------------------------------------------------------------------------------------ */
+/* --- rounds --------------------------------------------------------------------------------------------------------------- */
 
 static void settle(void)
 {

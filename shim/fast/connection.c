@@ -5,6 +5,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "nsn_copy.h"
+
 PyTypeObject *fast_connection_type;
 
 enum {
@@ -132,7 +134,7 @@ static PyObject *bytes_of(const uint8_t *from, size_t length)
     char *to = PyBytes_AsString(bytes);
     if (length >= FAST_ALONE) {
         Py_BEGIN_ALLOW_THREADS
-        memcpy(to, from, length);
+        nsn_copy_large(to, from, length);
         Py_END_ALLOW_THREADS
     } else {
         memcpy(to, from, length);

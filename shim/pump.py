@@ -177,6 +177,7 @@ class Pump:
         if self._stopped:
             return
         self._fast.last_pass = now = monotonic()
+        alone = not self._ready
         count = self._take(0)
         if count:
             while count == native.fast.BATCH and monotonic() - now < TURN_S:
@@ -186,7 +187,7 @@ class Pump:
                 self.spin.hit((now - self._spin_from) * 1e9)
             self._spin_from = now
             self._chores()
-            self.again()
+            self._again_behind_woken(alone)
             return
         self._idle(now)
 
@@ -288,16 +289,30 @@ class Pump:
             self.again()
 
     def _on_bell(self) -> None:
-        """Delivers first: all else can wait until those who were woken have run."""
+        """Delivers first, and runs those who were woken: all else can wait until then."""
+        alone = not self._ready
         slept = self._armed and self.waiters
         count = self._take(0)
         if count:
             self._spin_from = now = monotonic()
             if slept:
                 self.spin.woken((now - self._wait_from) * 1e9)
-        lib.nsn_disarm(self._handle)
-        if not self._queued:
+            self._again_behind_woken(alone)
+        if not self._stopped:
+            lib.nsn_disarm(self._handle)
             self.again()
+
+    def _again_behind_woken(self, alone: bool) -> None:
+        """Schedules a pass, and runs what was scheduled since nothing was (alone): the event loop would run just that next,
+        when it has gone round and asked the kernel. In debug mode, where it measures each, all are left to it."""
+        ready = self._ready
+        left = 0 if ready is None or not alone or self._queued or self._loop.get_debug() else len(ready)
+        self.again()
+        while ready and left:
+            left -= 1
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
 
     def _poll_later(self) -> None:
         if self._poll_timer is None:

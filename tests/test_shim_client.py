@@ -86,6 +86,54 @@ def program(nsnd: Server) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
         process.stdout.close()
 
 
+@pytest.mark.parametrize("debug", [False, True])
+def test_who_is_woken_runs_in_order_and_before_what_it_schedules(nsnd: Server, debug: bool) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_debug(debug)
+        publisher, subscriber = await connect(nsnd), await connect(nsnd, qos={"consumption": "low"})
+        ran: list[str] = []
+
+        async def wait(name: str) -> None:
+            subscription = await subscriber.subscribe(name)
+            await subscriber.flush()
+            await subscription.next_msg(10)
+            ran.append(name)
+            loop.call_soon(ran.append, f"then {name}")
+            assert asyncio.current_task() is tasks[name]
+
+        tasks = {name: asyncio.ensure_future(wait(name)) for name in ("a", "b", "c")}
+        await asyncio.sleep(0.05)  # it sleeps
+        for name in tasks:
+            await publisher.publish(name)
+        await asyncio.gather(*tasks.values())
+        await asyncio.sleep(0)
+        assert [name for name in ran if name in tasks] == ["a", "b", "c"]
+        assert [name for name in ran if name not in tasks] == ["then a", "then b", "then c"]
+        assert ran.index("then c") == 5
+        await publisher.close()
+        await subscriber.close()
+
+    run(main)
+
+
+def test_a_callback_that_the_doorbell_runs_may_close_its_connection(nsnd: Server) -> None:
+    async def main() -> None:
+        publisher, subscriber = await connect(nsnd), await connect(nsnd, qos={"consumption": "low"})
+
+        async def close(message: Any) -> None:
+            await subscriber.close()
+
+        await subscriber.subscribe("close", cb=close)
+        await subscriber.flush()
+        await asyncio.sleep(0.05)
+        await publisher.publish("close")
+        await until(lambda: subscriber.is_closed)
+        await publisher.close()
+
+    run(main)
+
+
 def test_classes_are_nats_pys(nsnd: Server) -> None:
     async def main() -> None:
         nc = await connect(nsnd)

@@ -5,6 +5,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "nsn_copy.h"
+
 PyTypeObject *fast_connection_type;
 
 enum {
@@ -132,7 +134,7 @@ static PyObject *bytes_of(const uint8_t *from, size_t length)
     char *to = PyBytes_AsString(bytes);
     if (length >= FAST_ALONE) {
         Py_BEGIN_ALLOW_THREADS
-        memcpy(to, from, length);
+        nsn_copy_large(to, from, length);
         Py_END_ALLOW_THREADS
     } else {
         memcpy(to, from, length);
@@ -190,6 +192,22 @@ static int end_subscription(struct delivery *d, bool last)
     return last ? 0 : fast_call_method(d->client, fast_name__drop_interest, d->number, NULL);
 }
 
+/* PendingQueue.wake_one(): the first of those who wait for a message. -1 with an exception. */
+static int wake_one(PyObject *getters)
+{
+    while (PyList_Size(getters) > 0) {
+        PyObject *getter = PyList_GetItem(getters, 0);
+        Py_INCREF(getter);
+        PyObject *done = PyList_SetSlice(getters, 0, 1, NULL) ? NULL : PyObject_CallMethodObjArgs(getter, fast_name_done, NULL);
+        int result = !done ? -1 : done == Py_True ? 1 : fast_call_method(getter, fast_name_set_result, Py_None, NULL);
+        Py_XDECREF(done);
+        Py_DECREF(getter);
+        if (result <= 0)
+            return result;
+    }
+    return 0;
+}
+
 static int enqueue(struct delivery *d, struct fast_subscription *subscription, PyObject *message, Py_ssize_t size)
 {
     struct fast_queue *queue = fast_queue_of(subscription);
@@ -204,9 +222,15 @@ static int enqueue(struct delivery *d, struct fast_subscription *subscription, P
     subscription->pending_size = pending;
     if (fast_ring_push_untracked(queue->ring, message))
         return -1;
-    if (queue->getters && PyObject_Size(queue->getters) > 0)
+    if (!queue->getters || PyObject_Size(queue->getters) <= 0)
+        return 0;
+    if (!PyList_CheckExact(queue->getters))
         return fast_call_method((PyObject *)queue, fast_name_wake_one, NULL, NULL);
-    return 0;
+    PyObject *getters = queue->getters; /* what is called here may replace it */
+    Py_INCREF(getters);
+    int result = wake_one(getters);
+    Py_DECREF(getters);
+    return result;
 }
 
 static int deliver_to(struct delivery *d, const struct parts *parts, PyObject *data)

@@ -41,7 +41,7 @@ enum { FAST_ALONE = 1 << 16 }; /* bytes of a payload that is copied without the 
 #define FAST_NAMES(X)                                                                                                          \
     X(_status) X(_removed) X(_subs) X(stats) X(out_msgs) X(out_bytes) X(in_msgs) X(in_bytes) X(wake_one) X(settle)             \
     X(_publish_slowly) X(_publish_rest) X(_no_responders) X(_start_trim) X(_drop_interest) X(_deliver_slowly) X(_too_slow)     \
-    X(_next_slowly) X(subject) X(payload) X(reply) X(headers) X(timeout) X(throw) X(close)     \
+    X(_next_slowly) X(subject) X(payload) X(reply) X(headers) X(timeout) X(throw) X(close) X(done) X(set_result)               \
     X(msg_class) X(_cancel)
 #define FAST_DECLARE(name) extern PyObject *fast_name_##name;
 FAST_NAMES(FAST_DECLARE)

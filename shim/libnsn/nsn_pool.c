@@ -16,6 +16,8 @@
 #define CLASS_EXTRA 4096u
 #define SEGMENT_MIN (1ull << 20)   /* bytes of a class's first segment, or one block */
 #define SEGMENT_MAX (16ull << 20)  /* and of its largest, or one block */
+#define TURN_BYTES (4ull << 20)    /* of free blocks of a class that are used in turn … */
+#define TURN_NS 10000000ull        /* … if they come back one after the other within this: else one is enough */
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)
 #define READER_NEEDS (F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE)
 
@@ -32,8 +34,14 @@ struct segment {
     struct nsn_block blocks[];
 };
 
+/* Free blocks. A block that has just come back lies in the cache of the processor that has read it, and to write it takes as
+ * long as if it lay in no cache at all. So blocks are used in turn, as many as stay in the cache that processors share; what
+ * is free beyond these, after a backlog, rests. */
 struct class {
-    struct nsn_block *free_blocks; /* warmest first */
+    struct nsn_block *turn, **turn_end; /* used next, the one that came back first in front */
+    uint64_t turn_bytes;
+    struct nsn_block *resting;     /* taken when no other is free */
+    uint64_t dropped_ns;           /* when a block came back last */
     uint64_t bytes;                /* of its segments */
     uint32_t segments;
 };
@@ -59,7 +67,77 @@ static uint32_t class_of(uint64_t size)
     return class < CLASSES - 1 ? class : CLASSES - 1;
 }
 
-struct nsn_pool *nsn_pool_new(void) { return calloc(1, sizeof(struct nsn_pool)); }
+/* --- free blocks ---------------------------------------------------------------------------------------------------- */
+
+static struct nsn_block *take_turn(struct class *class)
+{
+    struct nsn_block *block = class->turn;
+    class->turn = block->next;
+    if (!class->turn)
+        class->turn_end = &class->turn;
+    class->turn_bytes -= block->capacity;
+    return block;
+}
+
+static void rest(struct class *class, struct nsn_block *block)
+{
+    block->next = class->resting;
+    class->resting = block;
+}
+
+static void put_in_front(struct class *class, struct nsn_block *block)
+{
+    block->next = class->turn;
+    class->turn = block;
+    if (!block->next)
+        class->turn_end = &block->next;
+    class->turn_bytes += block->capacity;
+}
+
+static void put_behind(struct class *class, struct nsn_block *block)
+{
+    block->next = NULL;
+    *class->turn_end = block;
+    class->turn_end = &block->next;
+    class->turn_bytes += block->capacity;
+    while (class->turn_bytes > TURN_BYTES && class->turn != block)
+        rest(class, take_turn(class));
+}
+
+static void clear_turn(struct class *class)
+{
+    class->turn = NULL;
+    class->turn_end = &class->turn;
+    class->turn_bytes = 0;
+}
+
+static void forget_blocks(struct class *class, const struct segment *segment)
+{
+    struct nsn_block **link = &class->resting;
+    while (*link) {
+        if ((*link)->owner == segment)
+            *link = (*link)->next;
+        else
+            link = &(*link)->next;
+    }
+    struct nsn_block *block = class->turn, *next;
+    clear_turn(class);
+    for (; block; block = next) {
+        next = block->next;
+        if (block->owner != segment)
+            put_behind(class, block);
+    }
+}
+
+/* --- segments ------------------------------------------------------------------------------------------------------- */
+
+struct nsn_pool *nsn_pool_new(void)
+{
+    struct nsn_pool *pool = calloc(1, sizeof *pool);
+    for (uint32_t class = 0; pool && class < CLASSES; class++)
+        clear_turn(&pool->classes[class]);
+    return pool;
+}
 
 static void free_segment(struct nsn_pool *pool, uint32_t index)
 {
@@ -154,8 +232,7 @@ static int add_segment(struct nsn_pool *pool, uint32_t class, uint64_t allowance
         block->data = segment->data + block->offset;
         block->segment = segment->number;
         block->owner = segment;
-        block->next = pool->classes[class].free_blocks;
-        pool->classes[class].free_blocks = block;
+        put_in_front(&pool->classes[class], block);
     }
     pool->classes[class].bytes += segment->size;
     pool->classes[class].segments++;
@@ -170,13 +247,16 @@ int nsn_pool_take(struct nsn_pool *pool, uint64_t size, uint64_t allowance, stru
     if (size > NSN_BLOCK_MAX)
         return -EMSGSIZE;
     struct class *class = &pool->classes[class_of(size)];
-    if (!class->free_blocks) {
+    if (!class->turn && !class->resting) {
         int code = add_segment(pool, class_of(size), allowance);
         if (code < 0)
             return code;
     }
-    struct nsn_block *block = class->free_blocks;
-    class->free_blocks = block->next;
+    struct nsn_block *block = class->resting;
+    if (class->turn)
+        block = take_turn(class);
+    else
+        class->resting = block->next;
     block->next = NULL;
     block->holds = 1;
     ((struct segment *)block->owner)->free_count--;
@@ -205,8 +285,11 @@ void nsn_block_drop(struct nsn_pool *pool, struct nsn_block *block, uint64_t now
         return;
     }
     struct class *class = &pool->classes[segment->class];
-    block->next = class->free_blocks;
-    class->free_blocks = block;
+    if (now_ns > class->dropped_ns + TURN_NS)
+        put_in_front(class, block);
+    else
+        put_behind(class, block);
+    class->dropped_ns = now_ns;
     if (segment->free_count == segment->count)
         segment->free_since_ns = now_ns;
 }
@@ -232,21 +315,10 @@ static bool is_idle(const struct nsn_pool *pool, const struct segment *segment, 
     return !segment->retired && segment->free_count == segment->count && now_ns >= segment->free_since_ns + patience_ns;
 }
 
-static void forget_blocks(struct class *class, const struct segment *segment)
-{
-    struct nsn_block **link = &class->free_blocks;
-    while (*link) {
-        if ((*link)->owner == segment)
-            *link = (*link)->next;
-        else
-            link = &(*link)->next;
-    }
-}
-
 void nsn_pool_retire(struct nsn_pool *pool)
 {
     for (uint32_t class = 0; class < CLASSES; class++)
-        pool->classes[class].free_blocks = NULL;
+        clear_turn(&pool->classes[class]), pool->classes[class].resting = NULL;
     for (uint32_t index = 0; index < NSN_POOL_SEGMENTS; index++) {
         struct segment *segment = pool->segments[index];
         if (!segment)

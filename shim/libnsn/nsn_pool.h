@@ -2,8 +2,8 @@
  *
  * Several memfd segments, each cut into blocks of one size class, mapped writable by the owner before they are sealed
  * (SHRINK, GROW, FUTURE_WRITE, SEAL), so that nobody else can ever write. Readers map a segment read-only. A block is counted:
- * it is used again when everybody who holds it has dropped it. The warmest free block is taken first; a segment
- * that has been wholly free for a while is given back whole.
+ * it is used again when everybody who holds it has dropped it: quickly one after the other, a few MiB of them in turn, else
+ * the warmest. A segment that has been wholly free for a while is given back whole.
  */
 #ifndef NSN_POOL_H
 #define NSN_POOL_H

@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <string.h>
 
-#include "nsn_copy.h"
 #include "nsn_session_out.h"
 
 /* At the budget the fullest link counts as full until less is in use. Looked at every so often, since it walks all links, and
@@ -86,7 +85,7 @@ int nsn_memory_copy_to_block(struct nsn_session *s, struct nsn_parts *parts)
     if (result < 0)
         return result;
     nsn_copy_to_shared(parts->block->data, parts->headers, parts->header_length);
-    nsn_copy_large(parts->block->data + parts->header_length, parts->payload, parts->payload_length);
+    nsn_copy_large_to_shared(parts->block->data + parts->header_length, parts->payload, parts->payload_length);
     return 0;
 }
 

@@ -12,6 +12,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "nsn_copy.h"
+
 #define NSN_CACHE_LINE 64
 
 #ifdef NSN_DEBUG_STORES
@@ -60,8 +62,15 @@ static inline void nsn_copy_to_shared(void *destination, const void *source, siz
     nsn_debug_store();
 }
 
-/* The same, of a struct that is made where it goes: made elsewhere, field by field, it would have to leave the store buffer
- * before it can be copied. */
+/* The same, of many bytes. */
+static inline void nsn_copy_large_to_shared(void *destination, const void *source, size_t length)
+{
+    nsn_copy_large(destination, source, length);
+    nsn_debug_store();
+}
+
+/* The same as nsn_copy_to_shared(), of a struct that is made where it goes: made elsewhere, field by field, it would have to
+ * leave the store buffer before it can be copied. */
 #define nsn_make_in_shared(type, destination, ...) \
     do { \
         *(type *)(void *)(destination) = (type){__VA_ARGS__}; \

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from nsnd._fabric import ffi, lib
 from nsnd.protocol import text_field
+from nsnd.runtime import DIRECTORY_CLOSED, DIRECTORY_SHARED
 
 SLOTS_MAX: int = lib.NSN_SLOTS_MAX
 NOTHING_COMMITTED: int = lib.NSN_LOG_NOTHING_COMMITTED
@@ -17,7 +18,6 @@ COUNTERS = tuple(name for name, _ in ffi.typeof("struct nsn_counters").fields)
 SERVE_MAX = 256  # packets of one session before the others have their turn
 # A session that subscribes one by one has its next packet ready within this time; with one processor it cannot.
 SERVE_SPIN_NS = 30_000 if (os.cpu_count() or 1) > 1 else 0
-DIRECTORY_CLOSED, DIRECTORY_SHARED = 0o700, 0o711  # sessions open there what they know the name of
 _ERROR_SIZE = 256
 
 

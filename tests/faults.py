@@ -20,6 +20,7 @@ from typing import Any
 import insane_nats as nats
 from nsnd.status import query
 from tests.fault_program import FORGIVING, HEAD, Errors, Marks, number_of
+from tests.segments import segments
 from tools import servers
 
 PATIENCE_S = 30.0  # a bound, not an expectation: the machine may be slow and busy
@@ -103,8 +104,7 @@ class Node:
 
     def segments(self) -> list[int]:
         """Numbers of the shared memory segments that it made."""
-        lines = [line.split() for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]]
-        return [int(line[1]) for line in lines if int(line[4]) == self.pid]
+        return [one.number for one in segments() if one.pid == self.pid]
 
 
 @contextlib.contextmanager

@@ -24,6 +24,46 @@ def running() -> Iterator[RawNode]:
 
 
 @contextlib.contextmanager
+def log_cut_for_good(running: RawNode) -> Iterator[None]:
+    """The log is cut, and no other can be made while this lasts."""
+    directory = running.directory / str(running.port)
+    (directory / "log.new").mkdir()
+    os.truncate(next(directory.glob("log.[0-9]*")), 0)
+    yield
+    (directory / "log.new").rmdir()
+
+
+def test_interest_that_cannot_be_written_is_not_answered_and_is_taken_when_it_comes_again(running: RawNode) -> None:
+    session = running.session()
+    session.subscribe(1, "before")
+    assert session.table is not None
+    with log_cut_for_good(running):
+        for _ in range(2):
+            number = session.interest(add(2, "after"), sequence=2)
+            assert session.receive() is None  # it is to come back
+            assert session.table.slot[session.slot].acknowledged == 1
+            assert session.attach().acknowledged == 1
+    session.interest(add(2, "after"), sequence=number)
+    assert session.interest_done() == (2, 0, 0)
+    assert running.application()["subscriptions"] == 2
+    assert "the log of interest cannot be written" in running.log()
+    session.goodbye()
+
+
+def test_the_place_of_the_dead_is_kept_until_their_end_can_be_written(running: RawNode) -> None:
+    witness, session = running.session(), running.session()
+    session.subscribe(1, "mine")
+    assert witness.table is not None
+    with log_cut_for_good(running):
+        session.goodbye()
+        until(lambda: "interest of a session that ended cannot be removed" in running.log(), "nsnd has tried")
+        assert witness.table.slot[session.slot].alive
+    until(lambda: not witness.table.slot[session.slot].alive, "and tries again")  # type: ignore[union-attr]
+    assert running.application()["subscriptions"] == 0
+    witness.goodbye()
+
+
+@contextlib.contextmanager
 def session_in_a_child(running: RawNode, name: str, *subjects: str, link_to: RawSession | None = None,
                        links: int = 1) -> Iterator[Child]:
     """A forked process with a session that subscribes and hands links over, and then waits to be killed."""

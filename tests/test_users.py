@@ -24,7 +24,7 @@ from nats import errors
 from nsnd import protocol as p
 from nsnd._fabric import ffi
 from tests.nsnd_client import RawSession, SharedTable, add, until
-from tests.users import ALICE, BOB, OWNER, PLACE_SIZE, SharedNode, Stage, fork_as, outcome, places, segments, shared_node
+from tests.users import ALICE, BOB, OWNER, PLACE_SIZE, SharedNode, Stage, fork_as, outcome, places, shared_memory, shared_node
 
 if os.getuid() != 0:
     pytest.skip("only root can be several users", allow_module_level=True)
@@ -374,20 +374,20 @@ def test_shared_memory_is_closed_to_others_until_one_of_them_is_let_in(node: Sha
     program = node.act(OWNER, echo)
     assert program.hear() == "ready"
 
-    def modes() -> set[str]:
-        return {line.split()[2][-3:] for line in segments() if line not in places()}
+    def modes() -> set[int]:
+        return {one.mode for one in shared_memory() if one not in places()}
 
-    assert modes() == {"600"}
+    assert modes() == {0o600}
     other = node.act(BOB, _idle_member)
     assert other.hear() == "ready"
-    assert modes() == {"644"}
+    assert modes() == {0o644}
     node.kill()
     node.start()
     until(lambda: all(session["attached"] for session in node.sessions()), "they are back")
-    assert modes() == {"644"}
+    assert modes() == {0o644}
     node.allow()
     node.reread()
-    until(lambda: modes() == {"600"}, "nobody else may")
+    until(lambda: modes() == {0o600}, "nobody else may")
 
 
 def test_rereading_the_configuration_lets_users_in_and_out(node: SharedNode) -> None:
@@ -443,7 +443,7 @@ def test_what_is_not_its_place_is_refused(node: SharedNode) -> None:
     assert ffi.sizeof("struct nsn_place") == PLACE_SIZE
     bobs = node.act(BOB, _idle_member)
     assert bobs.hear() == "ready"
-    of_bob = int(places()[0].split()[1])
+    of_bob = places()[0].number
 
     def lie() -> None:
         for segment, words in ((Place(4096).number, "4096 bytes"), (Place(1 << 24).number, "16777216 bytes"),
@@ -489,10 +489,10 @@ def test_files_of_others_cannot_be_written_cut_or_removed(node: SharedNode) -> N
             assert denied(lambda path: path.unlink(), path)
             assert denied(lambda path: path.chmod(0o777), path)
             assert denied(lambda path: path.rename(path.with_name("x")), path)
-        for segment in (int(line.split()[1]) for line in segments()):
-            assert libc.shmat(segment, None, 0) == NO_MEMORY
+        for segment in shared_memory():
+            assert libc.shmat(segment.number, None, 0) == NO_MEMORY
             assert ctypes.get_errno() == errno.EACCES
-            assert libc.shmctl(segment, IPC_RMID, None) < 0
+            assert libc.shmctl(segment.number, IPC_RMID, None) < 0
         with pytest.raises(PermissionError):
             (application / "new").touch()
         with pytest.raises(PermissionError):

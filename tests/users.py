@@ -21,6 +21,7 @@ import insane_nats as nats
 import nsnd.command
 from nsnd.status import StatusError, query
 from tests.nsnd_client import until
+from tests.segments import Segment, segments
 from tools.servers import free_port
 
 # Imported here, and not when they are needed: another user may not be able to read the interpreter's files.
@@ -238,7 +239,7 @@ def shared_node(uid: int = OWNER, users: tuple[int, ...] = (ALICE, BOB)) -> Iter
             until(lambda: not node.sessions(), "all sessions have ended")
             node.kill(signal.SIGTERM)
             assert sorted(os.listdir(directory)) == ["nsnd.cfg", "stderr"], node.log()
-        until(lambda: not segments(), "no shared memory segment is left")
+        until(lambda: not shared_memory(), "no shared memory segment is left")
     finally:
         for actor in node.actors:
             actor.kill()
@@ -248,15 +249,14 @@ def shared_node(uid: int = OWNER, users: tuple[int, ...] = (ALICE, BOB)) -> Iter
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def segments() -> list[str]:
-    """System V segments of the users here: lines of /proc/sysvipc/shm."""
-    lines = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
-    return [line for line in lines if int(line.split()[7]) in (OWNER, ALICE, BOB)]
+def shared_memory() -> list[Segment]:
+    """Segments of the users here."""
+    return [one for one in segments() if one.uid in (OWNER, ALICE, BOB)]
 
 
-def places() -> list[str]:
+def places() -> list[Segment]:
     """Those of them that are the place of one session."""
-    return [line for line in segments() if int(line.split()[3]) == PLACE_SIZE]
+    return [one for one in shared_memory() if one.size == PLACE_SIZE]
 
 
 def outcome(uid: int, work: Callable[[], object]) -> None:

@@ -26,11 +26,6 @@ def run(title: str, command: list[str]) -> bool:
     return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL).returncode == 0
 
 
-def c_sources() -> list[str]:
-    """All C files of the repository, relative to its root."""
-    return files("*.c")
-
-
 def files(pattern: str) -> list[str]:
     """Those of the folders with C, relative to the repository's root."""
     return sorted(str(path.relative_to(ROOT)) for folder in C_FOLDERS for path in (ROOT / folder).glob(pattern))
@@ -63,9 +58,9 @@ def main() -> int:
     os.environ["MYPYPATH"] = str(package_view())
     good &= run("mypy --strict", [sys.executable, "-m", "mypy", *(word for name in packages for word in ("-p", name))])
     if sys.platform == "linux":
-        good &= are_short([*c_sources(), *files("*.h"), *files("*.pml")])
+        good &= are_short([*files("*.c"), *files("*.h"), *files("*.pml")])
         compiler = os.environ.get("CC", "gcc")
-        for source in c_sources():
+        for source in files("*.c"):
             good &= run(f"{compiler} {source}", [compiler, *C_FLAGS, "-c", "-o", os.devnull, source])
     print("lint: clean" if good else "lint: see above")
     return 0 if good else 1

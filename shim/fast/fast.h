@@ -194,7 +194,7 @@ struct fast_queue {
     PyObject_HEAD
     struct fast_ring *ring;
     Py_ssize_t maxsize; /* 0: none */
-    PyObject *getters;  /* a deque of futures */
+    PyObject *getters;  /* a list of futures */
     PyObject *joiners;  /* a list of futures */
 };
 struct fast_subscription {

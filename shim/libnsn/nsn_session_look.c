@@ -14,6 +14,22 @@ static uint32_t slots_in_use(const struct nsn_session *s)
     return highest < NSN_SLOTS_MAX ? (uint32_t)highest : NSN_SLOTS_MAX;
 }
 
+/* The first slot from `slot` on whose word has changed; `end` when there is none. */
+static inline uint32_t next_changed(const struct nsn_session *s, uint32_t slot, uint32_t end)
+{
+    while (slot < end && nsn_load_relaxed32(&s->board[slot]) == s->board_seen[slot])
+        slot++;
+    return slot;
+}
+
+static inline bool others_words_are_quiet(const struct nsn_session *s)
+{
+    for (uint32_t i = 0; i < s->other_count; i++)
+        if (nsn_load_relaxed32(&s->others[i]->place->board[s->slot]) != s->others[i]->seen)
+            return false;
+    return true;
+}
+
 /* Whether a process is stopped, or gone; the kernel knows. Who cannot be asked, in another PID namespace, is taken to be. */
 bool nsn_process_stopped(uint32_t pid)
 {
@@ -144,18 +160,8 @@ void nsn_look(struct nsn_session *s, uint64_t now)
 
 static bool others_are_quiet(const struct nsn_session *s)
 {
-    for (uint32_t i = 0; i < s->other_count; i++)
-        if (nsn_load_relaxed32(&s->others[i]->place->board[s->slot]) != s->others[i]->seen)
-            return false;
-    return nsn_load_acquire(&s->map.slots->others) == s->others_number; /* pairs with others_changed in nsn_slots.c */
-}
-
-/* The first slot from `slot` on whose word has changed; `end` when there is none. */
-static inline uint32_t next_changed(const struct nsn_session *s, uint32_t slot, uint32_t end)
-{
-    while (slot < end && nsn_load_relaxed32(&s->board[slot]) == s->board_seen[slot])
-        slot++;
-    return slot;
+    /* pairs with others_changed in nsn_slots.c */
+    return others_words_are_quiet(s) && nsn_load_acquire(&s->map.slots->others) == s->others_number;
 }
 
 /* The publisher's word has changed: activates its link, unless there is more to it than a message in that link. */
@@ -252,11 +258,5 @@ bool nsn_in_pending(struct nsn_session *s)
 bool nsn_is_quiet(const struct nsn_session *s)
 {
     uint32_t slots = slots_in_use(s);
-    for (uint32_t slot = 0; slot < slots; slot++)
-        if (nsn_load_relaxed32(&s->board[slot]) != s->board_seen[slot])
-            return false;
-    for (uint32_t i = 0; i < s->other_count; i++)
-        if (nsn_load_relaxed32(&s->others[i]->place->board[s->slot]) != s->others[i]->seen)
-            return false;
-    return true;
+    return next_changed(s, 0, slots) == slots && others_words_are_quiet(s);
 }

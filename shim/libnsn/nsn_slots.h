@@ -11,7 +11,7 @@
  * something new in my link to you" to the session in slot p. So its page among the places is not used; its board there is, for
  * what sessions of nsnd's user have for it.
  *
- * Others may read both segments while the node is shared, and never write them.
+ * Others may read both segments once one of them has been let in, while the node is shared, and never write them.
  */
 #ifndef NSN_SLOTS_H
 #define NSN_SLOTS_H
@@ -49,7 +49,7 @@ struct nsn_slots_file {
     uint32_t count;              /* NSN_SLOTS_MAX */
     uint64_t highest;            /* slots at and above this one were never used: bounds scans */
     uint64_t others;             /* raised after an other has come, or gone. 0: there never was one */
-    uint64_t log __attribute__((aligned(64))); /* how far the interest log is: NSN_LOG_HEAD */
+    uint64_t log __attribute__((aligned(64))); /* the head of the interest log (nsn_log.h) */
     uint8_t padding[4096 - 128] __attribute__((aligned(64)));
     struct nsn_slot slot[NSN_SLOTS_MAX];
 };

@@ -1,8 +1,7 @@
 /* Places in System V shared memory: what is attached, and what is refused; and that nothing is left behind. */
-#include <signal.h>
 #include <sys/shm.h>
-#include <sys/wait.h>
 
+#include "child.h"
 #include "nsn_place.h"
 #include "nsn_slots.h"
 #include "scratch.h"
@@ -38,22 +37,6 @@ TEST(others_see_what_its_owner_writes_and_it_goes_with_the_last_of_them)
     nsn_place_detach(seen);
     CHECK(shmctl(segment, IPC_STAT, &status) < 0);
     CHECK(attach(segment, geteuid(), 0) < 0);
-}
-
-/* How a child that runs this ends: 0, or the signal. */
-static int end_of_child(void (*run)(void *), void *context)
-{
-    fflush(stdout);
-    pid_t child = fork();
-    CHECK(child >= 0);
-    if (child == 0) {
-        signal(SIGSEGV, SIG_DFL);
-        run(context);
-        _exit(0);
-    }
-    int status;
-    CHECK(waitpid(child, &status, 0) == child);
-    return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
 }
 
 static void write_into(void *memory) { *(volatile uint8_t *)memory = 1; }

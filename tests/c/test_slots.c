@@ -1,7 +1,7 @@
 /* The table of sessions: who gets which slot, what outlives nsnd and for how long, and what a session can and cannot do. */
-#include <signal.h>
 #include <sys/shm.h>
 
+#include "child.h"
 #include "nsn_segment.h"
 #include "nsn_slots.h"
 #include "scratch.h"
@@ -152,30 +152,17 @@ TEST(session_sees_the_table_and_writes_its_page)
     scratch_remove();
 }
 
-/* How a child that runs this ends: 0, or the signal. */
-static int end_of_child(void (*run)(struct nsn_slots_map *), struct nsn_slots_map *map)
+static void map_and_write_slots(void *context)
 {
-    fflush(stdout);
-    pid_t child = fork();
-    CHECK(child >= 0);
-    if (child == 0) {
-        signal(SIGSEGV, SIG_DFL); /* sanitizers catch it otherwise */
-        signal(SIGBUS, SIG_DFL);
-        run(map);
-        _exit(0);
-    }
-    int status;
-    CHECK(waitpid(child, &status, 0) == child);
-    return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
-}
-
-static void map_and_write_slots(struct nsn_slots_map *map)
-{
+    struct nsn_slots_map *map = context;
     if (nsn_slots_map(map, scratch, false, error, sizeof(error)) == 0)
         *(volatile uint64_t *)&((struct nsn_slots_file *)map->slots)->slot[0].alive = 0;
 }
 
-static void use_inherited_map(struct nsn_slots_map *map) { *(volatile uint64_t *)&map->places[0].page.asleep = 1; }
+static void use_inherited_map(void *context)
+{
+    *(volatile uint64_t *)&((struct nsn_slots_map *)context)->places[0].page.asleep = 1;
+}
 
 TEST(session_cannot_write_the_table_nor_a_forked_child_use_the_map)
 {
@@ -433,5 +420,38 @@ static void open_on_a_full_file_system(void)
 }
 
 TEST(full_file_system_is_an_error_when_nsnd_starts_and_of_no_account_later) { scratch_small(1024, open_on_a_full_file_system); }
+
+/* In an IPC namespace of its own. */
+static void open_where_no_segment_is_left(void *context)
+{
+    struct nsn_slots_map *map = context;
+    if (unshare(CLONE_NEWIPC)) {
+        printf("skipped: no IPC namespace of its own: %s\n", strerror(errno));
+        fflush(stdout);
+        return;
+    }
+    CHECK(nsn_segment_gone(nsn_slots_map(map, scratch, false, error, sizeof(error))));
+    CHECK(strstr(error, "are both in one IPC namespace?"));
+    CHECK(scratch_write("/proc/sys/kernel/shmmni", "1"));
+    scratch_make();
+    CHECK_EQUAL(try_open(), -ENOSPC);
+    CHECK(strstr(error, "kernel.shmmni"));
+    CHECK(scratch_write("/proc/sys/kernel/shmmni", "4096") && scratch_write("/proc/sys/kernel/shmmax", "65536"));
+    CHECK_EQUAL(try_open(), -EINVAL);
+    CHECK(strstr(error, "kernel.shmmax"));
+    scratch_remove();
+}
+
+TEST(another_ipc_namespace_and_its_limits_are_errors_that_name_them)
+{
+    struct nsn_slots_map map;
+    if (!users_possible())
+        return;
+    scratch_make();
+    struct nsn_slots *slots = open_slots();
+    CHECK_EQUAL(end_of_child(open_where_no_segment_is_left, &map), 0);
+    nsn_slots_close(slots);
+    scratch_remove();
+}
 
 CHECK_MAIN()

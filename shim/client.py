@@ -417,6 +417,8 @@ class Client(Attaching):
             if found == PASS_DUE:
                 await one_pass()
                 pump.passed()
+                if answer.done():  # it came in that pass
+                    return
 
     async def _init_request_sub(self) -> None:
         if self._pump is None:

@@ -28,6 +28,7 @@ _logger = logging.getLogger("insane_nats")
 
 MALLOC_BYTES = 8 << 20  # see _keep_heap
 TURN_S = 0.002  # of one pass of the event loop, while there is a backlog
+FEW = 16  # messages of one pass, behind which the next are worth a look at once: more take longer than going round
 PASS_S = 0.001  # who spins goes through the event loop at least this often
 SLICE_NS = 5_000  # of a spin in an event loop that does not show whether it has work,
 BLIND_NS = 20_000  # of one before the caller waits in such a loop,
@@ -180,22 +181,25 @@ class Pump:
         alone = not self._ready
         count = self._take(0)
         if count:
-            while count == native.fast.BATCH and monotonic() - now < TURN_S:
-                count = self._take(0)
+            last = count
+            while last == native.fast.BATCH and monotonic() - now < TURN_S:
+                last = self._take(0)
             if self._spinning:
                 self._spinning = False
                 self.spin.hit((now - self._spin_from) * 1e9)
             self._spin_from = now
             self._chores()
-            self._again_behind_woken(alone)
-            return
-        self._idle(now)
+            self.again()
+        else:
+            count = self._idle(now)
+        if count and alone:
+            self._linger(count, now + PASS_S)
 
-    def _idle(self, now: float) -> None:
-        """A pass found nothing: spins while somebody waits and that is worth it, then sleeps."""
+    def _idle(self, now: float) -> int:
+        """A pass found nothing: spins while somebody waits and that is worth it, then sleeps. The number of messages found."""
         self._attend()
         if self._stopped or self._queued:
-            return
+            return 0
         left_ns = self.spin.budget_ns
         if left_ns and not self.spin.polls:
             left_ns -= int((now - self._spin_from) * 1e9)
@@ -204,7 +208,7 @@ class Pump:
                 self.spin.miss()
             self._spinning = False
             self._settle_down()
-            return
+            return 0
         self._spinning = True
         if self._ready is None:
             spin_ns = min(left_ns, SLICE_NS)
@@ -212,11 +216,50 @@ class Pump:
             spin_ns = 0
         else:
             spin_ns = self._until_timer(now, left_ns)
-        if spin_ns > 0 and self._take(spin_ns):
+        count = self._take(spin_ns) if spin_ns > 0 else 0
+        if count:
             self._spinning = False
-            self._spin_from = monotonic()
-            self.spin.hit((self._spin_from - now) * 1e9)
+            self._found(now)
         self.again()
+        return count
+
+    def _found(self, spin_from: float) -> None:
+        """A spin has found something."""
+        self._spin_from = monotonic()
+        self.spin.hit((self._spin_from - spin_from) * 1e9)
+
+    def _linger(self, count: int, until: float) -> None:
+        """A pass, which is scheduled again, has found so many messages, and nobody else wanted to run: what the event loop
+        would find next, when it has gone round and asked the kernel, are those whom it woke. They are run here. As long as
+        they take what comes a few at a time, the next are taken here too."""
+        while self._run_woken() and count <= FEW:
+            now = monotonic()
+            if self._waits or self.space_waiters:
+                return
+            left_ns = self._until_timer(now, int((until - now) * 1e9))
+            if left_ns <= 0 or self._stopped:
+                return
+            spin_ns = min(left_ns, self.spin.budget_ns) if self.waiters or self.spin.polls else 0
+            count = self._take(spin_ns)
+            if not count:
+                self._spinning = spin_ns > 0
+                return
+            if spin_ns:
+                self._found(now)
+
+    def _run_woken(self) -> bool:
+        """Runs what was scheduled since nothing was, but for this session's pass. True when they have scheduled nothing. In
+        debug mode, where it measures each, all are left to the event loop."""
+        ready = self._ready
+        if ready is None or self._loop.get_debug():
+            return False
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if handle._callback is self._pass_callback:
+                ready.append(handle)
+            elif not handle._cancelled:
+                handle._run()
+        return len(ready) == self._queued
 
     def begin_wait(self) -> None:
         """Somebody waits for a message in the event loop."""
@@ -254,8 +297,7 @@ class Pump:
         if spin_ns <= 0:
             return NOTHING
         if self._take(spin_ns):
-            self._spin_from = monotonic()
-            self.spin.hit((self._spin_from - now) * 1e9)
+            self._found(now)
             if not self._queued:
                 self.again()
             return FOUND
@@ -297,22 +339,12 @@ class Pump:
             self._spin_from = now = monotonic()
             if slept:
                 self.spin.woken((now - self._wait_from) * 1e9)
-            self._again_behind_woken(alone)
+            self.again()
+            if alone:
+                self._run_woken()
         if not self._stopped:
             lib.nsn_disarm(self._handle)
             self.again()
-
-    def _again_behind_woken(self, alone: bool) -> None:
-        """Schedules a pass, and runs what was scheduled since nothing was (alone): the event loop would run just that next,
-        when it has gone round and asked the kernel. In debug mode, where it measures each, all are left to it."""
-        ready = self._ready
-        left = 0 if ready is None or not alone or self._queued or self._loop.get_debug() else len(ready)
-        self.again()
-        while ready and left:
-            left -= 1
-            handle = ready.popleft()
-            if not handle._cancelled:
-                handle._run()
 
     def _poll_later(self) -> None:
         if self._poll_timer is None:

@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -25,6 +26,7 @@ import pytest
 import insane_nats
 from insane_nats.shim import connection as shim_connection
 from insane_nats.shim.errors import InheritedConnectionError, SessionSlowConsumerError
+from insane_nats.shim.pump import PASS_DUE
 from tools.servers import ROOT, Server
 
 Client = Any
@@ -197,6 +199,102 @@ def test_spinning_starves_nobody(nsnd: Server, consumption: str) -> None:
         with pytest.raises(nats.errors.TimeoutError):
             await subscription.next_msg(0.05)
         assert 0.04 < time.monotonic() - start < 2
+        await nc.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("consumption", ["adaptive", "poll"])
+def test_messages_that_come_one_by_one_hold_up_nobody_else(
+    nsnd: Server, program: Callable[[str], subprocess.Popen[str]], consumption: str
+) -> None:
+    program("""
+        import asyncio, sys, insane_nats
+
+        async def main():
+            nc = await insane_nats.connect(sys.argv[1])
+            print("ready", flush=True)
+            while True:
+                try:
+                    await nc.request("service", b"x", timeout=20)
+                except insane_nats.errors.NoRespondersError:
+                    await asyncio.sleep(0.01)
+
+        asyncio.run(main())
+    """)
+
+    async def main() -> None:
+        nc = await connect(nsnd, qos={"consumption": consumption})
+        loop = asyncio.get_running_loop()
+        here, there = socket.socketpair()
+        here.setblocking(False)
+        answered = ticks = received = soon = 0
+        closing = False
+
+        async def answer(message: Any) -> None:
+            nonlocal answered
+            answered += 1
+            await message.respond(b"y")
+            if closing:
+                await nc.close()
+
+        def received_one() -> None:
+            nonlocal received
+            received += len(here.recv(1))
+
+        def called_soon() -> None:
+            nonlocal soon
+            soon += 1
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.001)
+                ticks += 1
+
+        def elsewhere() -> None:
+            for _ in range(100):
+                there.send(b"z")
+                loop.call_soon_threadsafe(called_soon)
+                time.sleep(0.002)
+
+        await nc.subscribe("service", cb=answer)
+        await until(lambda: answered)
+        loop.add_reader(here, received_one)
+        task = asyncio.create_task(tick())
+        before = answered
+        await asyncio.to_thread(elsewhere)
+        assert answered > before + 100 and ticks > 20
+        await until(lambda: received == soon == 100, 2)
+        closing = True
+        await until(lambda: nc.is_closed)
+        task.cancel()
+        loop.remove_reader(here)
+        here.close()
+        there.close()
+
+    run(main)
+
+
+def test_a_request_that_was_answered_while_the_loop_went_round_spins_no_more(nsnd: Server) -> None:
+    async def main() -> None:
+        nc = await connect(nsnd, qos={"consumption": "poll"})
+        done: list[bool] = []
+
+        def look(timeout: float | None) -> int:
+            done.extend(answer.done() for answer in nc._resp_map.values())
+            return PASS_DUE
+
+        async def answer(message: Any) -> None:
+            await message.respond(message.data)
+
+        await nc.subscribe("service", cb=answer)
+        assert (await nc.request("service", b"first")).data == b"first"
+        nc._pump.look = look
+        for number in range(20):
+            assert (await nc.request("service", b"%d" % number)).data == b"%d" % number
+        assert done
+        assert not any(done)
         await nc.close()
 
     run(main)

@@ -151,7 +151,7 @@ enum nsn_message_flags {
     NSN_MESSAGE_LAST = 2,         /* the subscription's maximum is reached: it is removed */
 };
 
-/* Takes up to `most` messages, or 1 MiB of payloads, whose small parts fit into blob. Subscriptions of one record each get a
+/* Takes up to `most` messages, or 512 KiB of payloads, whose small parts fit into blob. Subscriptions of one record each get a
  * message (they share an offset). Returns how many; 0: nothing there. spin_ns: when there is nothing, spins that long for
  * something, but never with messages held back, and returns earlier when nsnd or an event wants attention. -EINVAL: most must
  * be 64 at least, and blob_size 64 KiB. */

@@ -33,7 +33,7 @@
 #define NSN_BLOCKED_NS 2000000000ull  /* how long a record whose pool segment does not come holds barriers back */
 #define NSN_HELD_UP_NS 1000000000ull  /* how long a publisher can be inside one publish before it is spoken of */
 #define NSN_LINKS_UNREAD 16u          /* links of one producer session that are kept until they are read to their ends */
-#define NSN_BATCH_BYTES (1ull << 20)  /* of payloads: with so much in hand, one nsn_receive takes nothing more */
+#define NSN_BATCH_BYTES (512ull << 10) /* of payloads: with so much in hand, one nsn_receive takes nothing more */
 #define NSN_PASSING_BYTES (16ull << 20) /* queue messages kept for passing on; above it nothing is received */
 
 /* A session of another user than nsnd's, and its place. */

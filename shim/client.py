@@ -409,16 +409,14 @@ class Client(Attaching):
     async def _spin_for(self, answer: asyncio.Future[Msg], timeout: float) -> None:
         for _ in range(SPINS):
             pump = self._pump
-            if pump is None or not self._may_spin(pump):
+            if answer.done() or pump is None or not self._may_spin(pump):
                 return
             found = pump.look(timeout)
-            if answer.done() or not found:
+            if not found:
                 return
             if found == PASS_DUE:
                 await one_pass()
                 pump.passed()
-                if answer.done():  # it came in that pass
-                    return
 
     async def _init_request_sub(self) -> None:
         if self._pump is None:

@@ -82,7 +82,6 @@ class Pump:
         self._ready: collections.deque[Any] | None = getattr(loop, "_ready", None)
         self.is_blind = self._ready is None
         self._timers: list[asyncio.TimerHandle] = getattr(loop, "_scheduled", [])
-        self._context = contextvars.Context()
         self._pass_callback = self._pass
         self._event = ffi.new("struct nsn_event *")
         self._queued = 0  # 1: a pass is scheduled
@@ -168,7 +167,7 @@ class Pump:
         """Schedules a pass."""
         if not self._queued:
             self._queued = 1
-            self._loop.call_soon(self._pass_callback, context=self._context)
+            self._loop.call_soon(self._pass_callback, context=contextvars.Context())  # a pass may run inside another
 
     def passed(self) -> None:
         self._fast.last_pass = monotonic()
@@ -232,12 +231,10 @@ class Pump:
         """A pass, which is scheduled again, has found so many messages, and nobody else wanted to run: what the event loop
         would find next, when it has gone round and asked the kernel, are those whom it woke. They are run here. As long as
         they take what comes a few at a time, the next are taken here too."""
-        while self._run_woken() and count <= FEW:
+        while self._run_woken() and count <= FEW and not (self._stopped or self._waits or self.space_waiters):
             now = monotonic()
-            if self._waits or self.space_waiters:
-                return
             left_ns = self._until_timer(now, int((until - now) * 1e9))
-            if left_ns <= 0 or self._stopped:
+            if left_ns <= 0:
                 return
             spin_ns = min(left_ns, self.spin.budget_ns) if self.waiters or self.spin.polls else 0
             count = self._take(spin_ns)
@@ -253,7 +250,9 @@ class Pump:
         ready = self._ready
         if ready is None or self._loop.get_debug():
             return False
-        for _ in range(len(ready)):
+        left = len(ready)
+        while ready and left:  # one of them may let the loop go round itself, as nest_asyncio does
+            left -= 1
             handle = ready.popleft()
             if handle._callback is self._pass_callback:
                 ready.append(handle)
@@ -331,7 +330,7 @@ class Pump:
             self.again()
 
     def _on_bell(self) -> None:
-        """Delivers first, and runs those who were woken: all else can wait until then."""
+        """Delivers first, and runs those who were woken, who may let the loop go round: the bell is silent then."""
         alone = not self._ready
         slept = self._armed and self.waiters
         count = self._take(0)
@@ -339,12 +338,12 @@ class Pump:
             self._spin_from = now = monotonic()
             if slept:
                 self.spin.woken((now - self._wait_from) * 1e9)
-            self.again()
-            if alone:
-                self._run_woken()
-        if not self._stopped:
-            lib.nsn_disarm(self._handle)
-            self.again()
+        if self._stopped:
+            return
+        lib.nsn_disarm(self._handle)
+        self.again()
+        if count and alone:
+            self._run_woken()
 
     def _poll_later(self) -> None:
         if self._poll_timer is None:

@@ -119,6 +119,41 @@ def test_who_is_woken_runs_in_order_and_before_what_it_schedules(nsnd: Server, d
     run(main)
 
 
+def test_a_pass_may_run_inside_another(nsnd: Server, consumption: str) -> None:
+    """As with nest_asyncio, when who is woken runs the loop."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        ready = loop._ready  # type: ignore[attr-defined]
+        troubles: list[dict[str, Any]] = []
+        loop.set_exception_handler(lambda _, context: troubles.append(context))
+        publisher, subscriber = await connect(nsnd), await connect(nsnd, qos={"consumption": consumption})
+        subscription = await subscriber.subscribe("a")
+        await subscriber.flush()
+        passes = 0
+
+        def run_pass(waiter: asyncio.Future[None]) -> None:
+            nonlocal passes
+            for handle in [handle for handle in ready if handle._callback is subscriber._pump._pass_callback]:
+                ready.remove(handle)
+                loop.call_soon(int)  # in its place: the loop has counted them
+                handle._run()
+                passes += 1
+
+        for _ in range(10):
+            task = asyncio.ensure_future(subscription.next_msg(10))
+            await asyncio.sleep(0.02)  # it sleeps
+            subscription._pending_queue._getters[0].add_done_callback(run_pass)
+            await publisher.publish("a")
+            await task
+        assert passes
+        assert troubles == []
+        await publisher.close()
+        await subscriber.close()
+
+    run(main)
+
+
 def test_a_callback_that_the_doorbell_runs_may_close_its_connection(nsnd: Server) -> None:
     async def main() -> None:
         publisher, subscriber = await connect(nsnd), await connect(nsnd, qos={"consumption": "low"})

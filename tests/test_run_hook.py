@@ -169,7 +169,7 @@ CHILDREN = {
     "fork": "work(multiprocessing.get_context('fork'))",
     "spawn": "work(multiprocessing.get_context('spawn'))",
     "forkserver": "work(multiprocessing.get_context('forkserver'))",
-    "pool": "concurrent.futures.ProcessPoolExecutor(1).submit(show).result()",
+    "pool": "with concurrent.futures.ProcessPoolExecutor(1) as pool: pool.submit(show).result()",
 }
 
 
